@@ -1,0 +1,1 @@
+"""The operator's `consilium` command and the local demo federation."""

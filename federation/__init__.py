@@ -1,0 +1,1 @@
+"""What coordinator and institutions must agree on, in numpy only: plan, schema, fixed point, DGB, PCW, the round."""

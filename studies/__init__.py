@@ -1,0 +1,1 @@
+"""Whole federations on an in-memory transport: comparisons, experiments and sweeps."""
