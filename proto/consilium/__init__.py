@@ -1,0 +1,1 @@
+"""Root of the generated wire contract; `proto/` is a source root."""
