@@ -1,0 +1,117 @@
+"""What a plan's model is made of: components, their tensors, who owns them, which subsets there are.
+
+A component travels and rests as one flat float32 vector: its tensors in `Component.tensors` order, each row-major.
+Round 0 is made in numpy from the plan's seed, so the coordinator needs no torch (DESIGN.md, "The house").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from federation import names
+from federation.initialisation import TensorSpec, initial_tensor
+from federation.plan import Plan
+
+
+@dataclass(frozen=True)
+class Component:
+    """One encoder or classifier.
+
+    Attributes:
+        name: `encoder/mrna`, `classifier/mrna+image`.
+        tensors: in the order of the flat vector; linear layer k has `k.weight` (out × in) and `k.bias` (out).
+        owners: institutions of the roster that train it, in roster order.
+        shared: enough owners to be summed (METHOD.md, "The privacy floor"); otherwise it stays at its institution.
+    """
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    owners: tuple[str, ...]
+    shared: bool
+
+    @cached_property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(prod(tensor.shape) for tensor in self.tensors)
+
+    def initial(self, seed: int) -> npt.NDArray[np.float32]:
+        """float32[size]: the component in round 0."""
+        return np.concatenate([initial_tensor(seed, self.name, tensor).ravel() for tensor in self.tensors])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything that follows from a plan and the widths of its inputs.
+
+    Attributes:
+        components: by name: encoders in modality order, then classifiers (heads first) by name of their subset.
+        subsets: what DGB scores, to the institutions that can evaluate each, in roster order.
+        combinations: institution to its combination.
+    """
+
+    components: Mapping[str, Component]
+    subsets: Mapping[str, tuple[str, ...]]
+    combinations: Mapping[str, str]
+
+    def owned(self, institution: str) -> tuple[str, ...]:
+        """The components that an institution trains, in layout order."""
+        return tuple(name for name, component in self.components.items() if institution in component.owners)
+
+    def subsets_of(self, institution: str) -> tuple[str, ...]:
+        """S_i of METHOD.md: its modalities and its combination; one element for a uni-modal institution."""
+        combination = self.combinations[institution]
+        modalities = names.modalities_of(combination)
+        return modalities if len(modalities) == 1 else (*modalities, combination)
+
+
+def linear_tensors(widths: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+    """Tensors of a fully connected stack: widths[0] inputs to widths[-1] outputs."""
+    tensors: list[TensorSpec] = []
+    for k, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        tensors.append(TensorSpec(f"{k}.weight", (fan_out, fan_in), "uniform_fan_in", fan_in))
+        tensors.append(TensorSpec(f"{k}.bias", (fan_out,), "uniform_fan_in", fan_in))
+    return tuple(tensors)
+
+
+def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
+    """The layout of a plan whose feature schema gives each modality an input width.
+
+    Args:
+        plan: a checked plan.
+        input_widths: modality to number of input features (`FeatureSchema.width`), at least 1.
+    """
+    order = tuple(modality.name for modality in plan.modalities)
+    combinations = {i.name: names.combination(i.modalities, order) for i in plan.institutions}
+    holders = {m: tuple(n for n, c in combinations.items() if m in names.modalities_of(c)) for m in order}
+    classes = len(plan.label.classes)
+    floor = plan.secure_sum.k_min
+    components: dict[str, Component] = {}
+    for modality in plan.modalities:
+        widths = (input_widths[modality.name], *modality.hidden, plan.model.encoding_width)
+        owners = holders[modality.name]
+        if owners:
+            name = names.encoder(modality.name)
+            components[name] = Component(name, linear_tensors(widths), owners, len(owners) >= floor)
+    occurring = sorted(set(combinations.values()), key=lambda c: (c.count("+"), [order.index(m) for m in c.split("+")]))
+    subsets = [m for m in order if holders[m]] + [c for c in occurring if "+" in c]
+    evaluators: dict[str, tuple[str, ...]] = {}
+    for subset in subsets:
+        exact = tuple(n for n, c in combinations.items() if c == subset)
+        single = "+" not in subset
+        owners = holders[subset] if single and plan.model.heads else exact
+        if owners:
+            widths = (
+                plan.model.encoding_width * len(names.modalities_of(subset)),
+                *plan.model.classifier_hidden,
+                classes,
+            )
+            name = names.classifier(subset)
+            components[name] = Component(name, linear_tensors(widths), owners, len(owners) >= floor)
+        evaluators[subset] = exact if plan.blending.losses_from == "combination" else owners
+    return Layout(components, evaluators, combinations)
