@@ -1,8 +1,8 @@
-"""The certified identity key of one party, and signatures under it (DESIGN.md, "Secure sum" rule 7, "Identity").
+"""The certified identity key of one party and its signatures (DESIGN.md, "Secure sum" rule 7, "Identity").
 
 One key serves three purposes: the TLS 1.3 handshake, the certificate request and the protocol's own messages.
-They cannot be confused: what is signed here begins with a zero byte (see `signed_bytes`), a handshake's signature
-input with 0x20 (RFC 8446, 4.4.3) and a certificate request with 0x30 (DER SEQUENCE).
+They cannot be confused: what is signed here begins with a zero byte (see `signed_bytes`), what a handshake
+signs with 0x20 (RFC 8446, 4.4.3), and a certificate request with 0x30 (DER SEQUENCE).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIGNATURE_BYTES: Final = 64
 PUBLIC_TEXT_PREFIX: Final = "p256:"
 
 _CURVE: Final = ec.SECP256R1()
-_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # NIST SP 800-186, P-256
+P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # SP 800-186
 # Deterministic nonces (RFC 6979): a machine restored from a snapshot cannot repeat a nonce and lose its key.
 _ECDSA: Final = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
 
@@ -109,7 +109,7 @@ class IdentityKey:
             LocalMisuseError: the tag is empty, too long or not printable ASCII.
         """
         r, s = decode_dss_signature(self._key.sign(signed_bytes(tag, payload), _ECDSA))
-        s = min(s, _ORDER - s)
+        s = min(s, P256_ORDER - s)
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ def verify(public: bytes, tag: str, payload: bytes, signature: bytes) -> None:
     if len(signature) != SIGNATURE_BYTES:
         raise _bad(f"the signature has {len(signature)} bytes, not {SIGNATURE_BYTES}.")
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    if not (0 < r < _ORDER and 0 < s <= _ORDER // 2):
+    if not (0 < r < P256_ORDER and 0 < s <= P256_ORDER // 2):
         raise _bad("the signature is not in its one allowed encoding.")
     key = _load_point(bytes(public))
     try:
