@@ -1,327 +1,73 @@
-"""The plan: a run, described as data (DESIGN.md, "Actors and trust"). Fields are those of `consilium/v1/plan.proto`.
+"""The plan: a run, described as data (DESIGN.md, "Actors and trust"); fields as in `consilium/v1/plan.proto`.
 
-Constructing a model here checks types, words and what the wire can hold. Ranges and whatever ties two fields together
-are `federation.plan_check.check`'s, which must have passed before anything runs by a plan.
+Constructing a model here checks types, words and what the wire can hold. Ranges and whatever ties two fields
+together are `federation.plan_check.check`'s, which must have passed before anything runs by a plan.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, Self
-
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Annotated, Final, Literal, Self
 
 from consilium.v1 import plan_pb2
+from google.protobuf.message import DecodeError
+from pydantic import ValidationError
+
 from federation import names
-from federation.plan_problems import PlanError, Problem, problems_of
+from federation.plan_problems import SAME_RELEASE, PlanError, Problem, problems_of
+from federation.plan_tables import (
+    U32,
+    U64,
+    Blending,
+    Column,
+    Deadlines,
+    DifferentialPrivacy,
+    Evaluation,
+    FeatureFloors,
+    Institution,
+    Label,
+    LabelClass,
+    Modality,
+    Model,
+    PlanTable,
+    Proximity,
+    Range,
+    SecureSumSettings,
+    ServerOptimiser,
+    Training,
+    about,
+)
+from federation.plan_wire import fill, plain
+
+__all__ = [
+    "Plan",
+    "PlanError",
+    "Label",
+    "LabelClass",
+    "Modality",
+    "Column",
+    "Institution",
+    "Model",
+    "SecureSumSettings",
+    "Training",
+    "ServerOptimiser",
+    "Blending",
+    "Proximity",
+    "Evaluation",
+    "FeatureFloors",
+    "DifferentialPrivacy",
+    "Deadlines",
+    "FORMAT",
+    "MAX_BYTES",
+    "digest",
+]
 
 FORMAT: Final = 1
 MAX_BYTES: Final = 32 << 20  # 20,531 genes take 1 MiB; a longer plan is an attack or a mistake
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers that `plan_check` allows in a field; with `above`, `low` itself is not among them."""
-
-    low: float
-    high: float
-    unit: str = ""
-    above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        # Whole numbers are told from fractions by writing 1 and not 1.0 in the declarations below.
-        return f"{'above ' if self.above else ''}{self.low:g} to {self.high:g}"
-
-
-U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-U64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def about(description: str) -> Any:
-    """What `docs/plan-reference.md` says about a field."""
-    return Field(description=description)
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class LabelClass(_Table):
-    """One class that the model tells apart."""
-
-    name: Annotated[str, about("Name of the class, for people.")]
-    values: Annotated[tuple[str, ...], about("Values of the label column that mean this class, as text.")]
-
-
-class Label(_Table):
-    """What is predicted."""
-
-    column: Annotated[str, about("Column of the label table.")]
-    classes: Annotated[
-        tuple[LabelClass, ...], about("At least two; the order is the order of the model's outputs.")
-    ]
-
-
-class Column(_Table):
-    """One column of a modality's table."""
-
-    name: Annotated[str, about("Name of the column in the institutions' tables.")]
-    kind: Annotated[Literal["numeric", "categorical"], about("What the column holds.")] = "numeric"
-    low: Annotated[
-        Number, about("Numeric: smaller values are clipped to this, before the transform. Below `high`.")
-    ] = 0.0
-    high: Annotated[Number, about("Numeric: larger values are clipped to this, before the transform.")] = 0.0
-    transform: Annotated[
-        Literal["none", "log1p"], about("Numeric: applied after clipping; `log1p` needs `low` above -1.")
-    ] = "none"
-    categories: Annotated[
-        tuple[str, ...], about("Categorical: the values that are told apart; any other value is `other`.")
-    ] = ()
-
-
-class Modality(_Table):
-    """One kind of data about a patient, with its encoder."""
-
-    name: Annotated[str, about("Name of the modality: lower-case letters, digits, `-` and `_`.")]
-    columns: Annotated[tuple[Column, ...], about("Its columns; at least one.")]
-    hidden: Annotated[
-        tuple[U32, ...],
-        Range(1, 131072),
-        about("Widths of the encoder's hidden layers; `model.encoding_width` is added as the last."),
-    ] = (64,)
-
-
-class Institution(_Table):
-    """One legal institution of the roster."""
-
-    name: Annotated[str, about("Name of the institution, as in its certificate.")]
-    key: Annotated[
-        str, about("Its certified identity key: the `p256:…` text that `consilium pki show` prints.")
-    ]
-    modalities: Annotated[tuple[str, ...], about("The modalities that it holds; its combination.")]
-
-
-class Model(_Table):
-    """Shape of the model, beside the encoders' own layers."""
-
-    encoding_width: Annotated[U32, Range(1, 4096), about("Width of every encoding.")] = 16
-    classifier_hidden: Annotated[
-        tuple[U32, ...], Range(1, 131072), about("Widths of the hidden layers of every classifier.")
-    ] = (16,)
-    dropout: Annotated[Number, Range(0, 0.9), about("Part of the activations dropped in training.")] = 0.2
-    activation: Annotated[Literal["relu", "gelu", "tanh"], about("Between the layers.")] = "relu"
-    heads: Annotated[
-        bool, about("Each institution trains a head per modality on the detached encoding (METHOD.md).")
-    ] = True
-
-
-class SecureSumSettings(_Table):
-    """How sums are kept shut (DESIGN.md, "Secure sum")."""
-
-    backend: Annotated[
-        Literal["masks", "none"], about("`none` sends plain vectors: only for the bench on public data.")
-    ] = "masks"
-    threshold: Annotated[
-        U32,
-        Range(1, 100, "institutions"),
-        about("t: shares that open a secret, and signatures that decide a survivor list. "
-              "2t ≥ n + max_colluders + 1 and t ≤ n; n - t institutions may drop out."),
-    ]
-    max_colluders: Annotated[
-        U32, Range(0, 49, "institutions"), about("Institutions that may collude with the coordinator.")
-    ] = 1
-    k_min: Annotated[
-        U32,
-        Range(1, 100, "institutions"),
-        about("Fewest survivors of a sum that may be opened; at least max_colluders + 2. "
-              "1, with max_colluders 0, is for science on public data only."),
-    ] = 3
-    clip: Annotated[
-        Number, Range(0, 1e6, above=True), about("Updates are clipped to [-clip, clip] per parameter.")
-    ] = 1.0
-    headroom: Annotated[
-        Number, Range(1, 1e6), about("At least the largest possible sum of the weights α, which is 1.")
-    ] = 1.0
-    similar_cohorts: Annotated[
-        Literal["log", "withhold"],
-        about("A cohort that differs from a recent one by 1 to max_colluders + 1 members: "
-              "signed and logged, or not signed."),
-    ] = "log"
-
-
-class Training(_Table):
-    """Local training at an institution."""
-
-    local_steps: Annotated[U32, Range(1, 100000, "batches"), about("K: batches in a round.")] = 10
-    batch_size: Annotated[U32, Range(1, 65536, "patients"), about("Patients in a batch.")] = 16
-    optimiser: Annotated[
-        Literal["sgd", "momentum", "adam"], about("Local optimiser, re-created every round.")
-    ] = "adam"
-    learning_rate: Annotated[Number, Range(0, 100, above=True), about("η, before DGB's factors.")] = 1e-3
-    momentum: Annotated[Number, Range(0, 0.9999), about("Of `momentum`.")] = 0.9
-    weight_decay: Annotated[Number, Range(0, 10), about("Decoupled: part of a weight taken off, times η.")] = 0.0
-    gradient_clip: Annotated[
-        Number, Range(0, 1e6), about("Largest L2 norm of a batch gradient; 0: no clipping.")
-    ] = 0.0
-    proximal: Annotated[Number, Range(0, 1000), about("FedProx μ; 0: off.")] = 0.0
-    class_weights: Annotated[
-        Literal["none", "balanced"], about("`balanced`: inverse frequency at the institution.")
-    ] = "balanced"
-    schedule: Annotated[
-        Literal["constant", "cosine", "step"], about("How η changes over the rounds.")
-    ] = "constant"
-    schedule_period: Annotated[U32, Range(1, 1000000, "rounds"), about("Rounds between drops of `step`.")] = 20
-    schedule_factor: Annotated[Number, Range(0, 1, above=True), about("Factor of one drop of `step`.")] = 0.5
-    validation_fraction: Annotated[
-        Number,
-        Range(0.01, 0.9),
-        about("Part of an institution's patients kept for validation, stratified by class."),
-    ] = 0.2
-    count_noise: Annotated[
-        Number,
-        Range(0, 10000, "patients"),
-        about("Scale of the discrete Laplace noise on n_i, drawn once per run; 0: none."),
-    ] = 5.0
-
-
-class ServerOptimiser(_Table):
-    """What turns an opened sum into the next model, the same at the coordinator and every institution."""
-
-    kind: Annotated[
-        Literal["fedavg", "fedavgm", "fedadam", "fedyogi"], about("Server optimiser (Reddi et al. 2021).")
-    ] = "fedavg"
-    learning_rate: Annotated[Number, Range(0, 100, above=True), about("Server step size.")] = 1.0
-    momentum: Annotated[Number, Range(0, 0.9999), about("Of `fedavgm`.")] = 0.9
-    beta1: Annotated[Number, Range(0, 0.9999), about("Of `fedadam` and `fedyogi`.")] = 0.9
-    beta2: Annotated[Number, Range(0, 0.99999), about("Of `fedadam` and `fedyogi`.")] = 0.99
-    tau: Annotated[
-        Number, Range(0, 1, above=True), about("Adaptivity of `fedadam` and `fedyogi`, added to the root.")
-    ] = 1e-3
-
-
-class Blending(_Table):
-    """DGB, distributed gradient blending (METHOD.md)."""
-
-    kind: Annotated[
-        Literal["dgb", "local", "off"],
-        about("`local`: hierarchical, inside each institution alone; `off`: plain steps."),
-    ] = "dgb"
-    kappa: Annotated[
-        Literal["one", "subsets"], about("κ = 1, or κ = |S_i|, which keeps the mean step at η.")
-    ] = "one"
-    smoothing: Annotated[Number, Range(0, 0.999), about("β: weight of the past; 0: none.")] = 0.5
-    window: Annotated[U32, Range(1, 1000, "rounds"), about("Rounds that G and O are smoothed over; 1: none.")] = 3
-    clamp: Annotated[bool, about("Whether κv is kept in [v_min, v_max].")] = True
-    v_min: Annotated[Number, Range(0, 100), about("Smallest κv.")] = 0.2
-    v_max: Annotated[Number, Range(0, 100, above=True), about("Largest κv; at least v_min.")] = 3.0
-    epsilon: Annotated[Number, Range(0, 100), about("ε: times the median of O², in the score's divisor.")] = 0.01
-    epsilon_0: Annotated[
-        Number, Range(0, 1, above=True), about("ε_0: added to the divisor, so that it is never zero.")
-    ] = 1e-6
-    generalisation: Annotated[
-        Literal["fall", "absolute"], about("G: the fall of the validation loss, or |G| of the paper.")
-    ] = "fall"
-    overfitting: Annotated[
-        Literal["delta-sums", "weighted-means"],
-        about("O from sums of differences, or from differences of weighted means as in the paper."),
-    ] = "delta-sums"
-    losses_from: Annotated[
-        Literal["holders", "combination"],
-        about("Whose losses count for a subset: all who can evaluate it, or only whose combination it is."),
-    ] = "holders"
-    encoder_times_combination: Annotated[
-        bool, about("An encoder's step is also scaled by its institution's combination's weight.")
-    ] = False
-
-
-class Proximity(_Table):
-    """PCW, proximity-aware client weighting (METHOD.md)."""
-
-    kind: Annotated[
-        Literal["cosine", "inner", "size"], about("`size`: PCW off, weights by patients.")
-    ] = "cosine"
-    floor: Annotated[Number, Range(0, 1), about("p_floor: smallest p_i of `cosine`.")] = 0.05
-    bound: Annotated[Number, Range(0, 1e6, above=True), about("Largest p_i of `inner`.")] = 10.0
-    loss_max: Annotated[
-        Number, Range(0, 1000, "nats", above=True), about("L_max: per-patient losses are clipped here.")
-    ] = 5.0
-
-
-class Evaluation(_Table):
-    """What is measured in every round, and which round is exported."""
-
-    bins: Annotated[U32, Range(2, 1000), about("Bins of the score histograms.")] = 50
-    metric: Annotated[
-        Literal["balanced_accuracy", "auroc", "accuracy", "loss"],
-        about("What picks the exported round and stops early."),
-    ] = "balanced_accuracy"
-    patience: Annotated[
-        U32, Range(0, 1000000, "rounds"), about("Rounds without improvement that stop the run; 0: never.")
-    ] = 0
-    select: Annotated[Literal["best", "last"], about("Exported round.")] = "best"
-
-
-class FeatureFloors(_Table):
-    """When the federated feature schema may use a column."""
-
-    min_institutions: Annotated[
-        U32, Range(1, 100, "institutions"), about("Fewest institutions with a value; at least k_min.")
-    ] = 3
-    min_patients: Annotated[
-        U32, Range(1, 1000000000, "patients"), about("Fewest patients with a value, over all institutions.")
-    ] = 30
-    rare_category: Annotated[
-        U32, Range(0, 1000000, "patients"), about("An institution's own smaller count is sent as zero.")
-    ] = 5
-
-
-class DifferentialPrivacy(_Table):
-    """Record-level differential privacy (DESIGN.md, "Differential privacy")."""
-
-    enabled: Annotated[bool, about("Whether everything released is noised and charged.")] = False
-    delta: Annotated[Number, Range(0, 0.1, above=True), about("δ, for the whole run.")] = 1e-5
-    noise_multiplier: Annotated[Number, Range(0, 1000, above=True), about("σ of DP-SGD.")] = 1.0
-    max_gradient_norm: Annotated[
-        Number, Range(0, 1e6, above=True), about("Clipping norm of a patient's gradient, all components together.")
-    ] = 1.0
-    feature_noise: Annotated[
-        Number, Range(0, 100000, above=True), about("Noise multiplier of each release of feature statistics.")
-    ] = 5.0
-    statistics_noise: Annotated[
-        Number, Range(0, 100000, above=True), about("Noise multiplier of each release of the round's statistics.")
-    ] = 5.0
-    epsilon: Annotated[
-        Number,
-        Range(0, 1000, above=True),
-        about("Most that the plan spends at one institution; local policy may be stricter."),
-    ] = 8.0
-
-
-class Deadlines(_Table):
-    """How long the coordinator waits for stragglers."""
-
-    keys: Annotated[Number, Range(0, 86400, "seconds", above=True), about("For keys and sealed shares.")] = 30.0
-    upload: Annotated[
-        Number, Range(0, 604800, "seconds", above=True), about("For training and the upload.")
-    ] = 600.0
-    signatures: Annotated[
-        Number, Range(0, 86400, "seconds", above=True), about("For signatures of the survivor list.")
-    ] = 30.0
-    openings: Annotated[Number, Range(0, 86400, "seconds", above=True), about("For shares that open a sum.")] = 30.0
-    enrolment: Annotated[
-        Number, Range(0, 2592000, "seconds", above=True), about("For institutions to enrol before round 1.")
-    ] = 3600.0
-
-
-class Plan(_Table):
+class Plan(PlanTable):
     """A run, described as data; its digest names the run."""
 
     format: Annotated[Literal[1], about("Format of the plan.")] = FORMAT
@@ -335,13 +81,13 @@ class Plan(_Table):
     ] = ""
     preset: Annotated[
         Literal["default", "paper", "paper-code", "custom"],
-        about("What fields left out of blending, proximity, training and model.heads were filled from; "
-              "`custom` once a field that the preset fixes was written differently."),
+        about(
+            "What fields left out of blending, proximity, training and model.heads were filled from; "
+            "`custom` once a field that the preset fixes was written differently."
+        ),
     ] = "default"
     label: Annotated[Label, about("What is predicted.")]
-    modalities: Annotated[
-        tuple[Modality, ...], about("The order is the modality order of every combination name.")
-    ]
+    modalities: Annotated[tuple[Modality, ...], about("The order is the modality order of every combination name.")]
     institutions: Annotated[tuple[Institution, ...], about("The roster: one entry per legal institution.")]
     model: Annotated[Model, about("Shape of the model.")] = Model()
     secure_sum: Annotated[SecureSumSettings, about("How sums are kept shut.")]
@@ -389,9 +135,9 @@ class Plan(_Table):
         return names.combination(self.institution(name).modalities, self.modality_order)
 
     def to_bytes(self) -> bytes:
-        """The plan as it is sent: the protobuf message in its one encoding (fields in order, no unknown ones)."""
+        """The plan as it is sent: the protobuf message in its one encoding."""
         message = plan_pb2.Plan()
-        _fill(message, self)
+        fill(message, self)
         return message.SerializeToString(deterministic=True)
 
     @classmethod
@@ -399,7 +145,8 @@ class Plan(_Table):
         """Reads what `to_bytes` wrote, and nothing else: one plan has one encoding and so one digest.
 
         Raises:
-            PlanError: not a plan, another format, unknown or missing fields, wrong words, or another encoding.
+            PlanError: not a plan, another format, unknown or missing fields, wrong words, or not this
+                one encoding.
         """
         if len(data) > MAX_BYTES:
             raise PlanError.one(f"the plan has {len(data)} bytes, more than {MAX_BYTES}.", "Use fewer columns.")
@@ -407,13 +154,15 @@ class Plan(_Table):
         try:
             message.ParseFromString(data)
         except DecodeError:
-            raise PlanError.one("these bytes are not a plan.", _SAME_RELEASE) from None
+            raise PlanError.one("these bytes are not a plan.", SAME_RELEASE) from None
         if message.format != FORMAT:
             raise PlanError.one(
-                f"the plan has format {message.format}; this program reads {FORMAT}.", _SAME_RELEASE, path=("format",)
+                f"the plan has format {message.format}; this program reads {FORMAT}.",
+                SAME_RELEASE,
+                path=("format",),
             )
         problems: list[Problem] = []
-        values = _plain(message, (), problems)
+        values = plain(message, (), problems)
         if problems:
             raise PlanError(problems)
         try:
@@ -421,48 +170,10 @@ class Plan(_Table):
         except ValidationError as error:
             raise PlanError(problems_of(error, cls)) from None
         if plan.to_bytes() != data:
-            raise PlanError.one("the plan is not in its one encoding.", _SAME_RELEASE)
+            raise PlanError.one("the plan is not in its one encoding.", SAME_RELEASE)
         return plan
 
 
 def digest(data: bytes) -> bytes:
     """SHA-256 of the exact bytes of a plan: 32 bytes, the name of the run."""
     return hashlib.sha256(data).digest()
-
-
-_SAME_RELEASE: Final = "Make the plan with `consilium plan check` of the same release as this program."
-
-
-def _fill(message: Message, table: BaseModel) -> None:
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(table, field.name)
-        if field.message_type is None:
-            if field.is_repeated:
-                getattr(message, field.name).extend(value)
-            else:
-                setattr(message, field.name, value)
-        elif field.is_repeated:
-            for item in value:
-                _fill(getattr(message, field.name).add(), item)
-        else:
-            part = getattr(message, field.name)
-            part.SetInParent()  # a table is always present, so that an absent one is an error and never a default
-            _fill(part, value)
-
-
-def _plain(message: Message, path: tuple[str | int, ...], problems: list[Problem]) -> dict[str, object]:
-    for unknown in UnknownFieldSet(message):  # type: ignore[no-untyped-call]  # protobuf's stubs leave it untyped
-        problems.append(Problem(path, f"unknown field number {unknown.field_number}.", _SAME_RELEASE))
-    values: dict[str, object] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        here = (*path, field.name)
-        if field.message_type is None:
-            values[field.name] = tuple(value) if field.is_repeated else value
-        elif field.is_repeated:
-            values[field.name] = tuple(_plain(item, (*here, i), problems) for i, item in enumerate(value))
-        elif message.HasField(field.name):
-            values[field.name] = _plain(value, here, problems)
-        else:
-            problems.append(Problem(here, "this table is missing.", _SAME_RELEASE))
-    return values

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pydantic import BaseModel, ValidationError
 
 from security.errors import ConfigurationError
 
 Path = tuple[str | int, ...]
+
+SAME_RELEASE: Final = "Make the plan with `consilium plan check` of the same release as this program."
 
 
 def path_text(path: Path) -> str:
@@ -40,7 +42,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = self.place or path_text(self.path)
-        return f"{place}: {self.message} Remedy: {self.remedy}" if place else f"{self.message} Remedy: {self.remedy}"
+        text = f"{self.message} Remedy: {self.remedy}"
+        return f"{place}: {text}" if place else text
 
     def at(self, place: str) -> Problem:
         """The same problem, seen at `place`."""
@@ -69,8 +72,9 @@ class PlanError(ConfigurationError):
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> tuple[Problem, ...]:
-    """Pydantic's findings about a `model` in our words; no value of the plan's author but names is repeated."""
-    return tuple(_problem(tuple(item["loc"]), item["type"], item, model) for item in error.errors(include_url=False))
+    """Pydantic's findings about a `model` in our words; of what the author wrote only names are repeated."""
+    items = error.errors(include_url=False)
+    return tuple(_problem(tuple(item["loc"]), item["type"], item, model) for item in items)
 
 
 def did_you_mean(wrong: str, candidates: Iterable[str]) -> str:

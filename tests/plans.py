@@ -1,4 +1,4 @@
-"""A small plan for everybody's tests: METHOD.md's nine institutions with a few columns each, and their keys."""
+"""A small plan for everybody's tests: METHOD.md's nine institutions, a few columns each, and their keys."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from federation.plan import Column, Institution, Label, LabelClass, Modality, Plan, SecureSumSettings
 from pydantic import BaseModel
+
+from federation.plan import Column, Institution, Label, LabelClass, Modality, Plan, SecureSumSettings
 from security.signing import IdentityKey, compressed_point, public_key_text
 
 COHORTS = ("brca", "lusc", "lihc")
@@ -19,7 +20,7 @@ _HOLDINGS = (  # METHOD.md, "The paper's set-ups"
 
 
 def example_private_key(index: int) -> ec.EllipticCurvePrivateKey:
-    """The identity key of the roster's institution `index` (from 0): the same in every run, and known to everybody."""
+    """The identity key of institution `index` (from 0): the same in every run, and known to everybody."""
     return ec.derive_private_key(index + 1, ec.SECP256R1())
 
 
@@ -29,7 +30,7 @@ def example_identity(index: int) -> IdentityKey:
 
 
 def example_institutions(count: int) -> tuple[Institution, ...]:
-    """`brca-1` … `lihc-3` as in METHOD.md; beyond nine, further cohorts `c4`, `c5`, … with the same kinds in turn."""
+    """`brca-1` … `lihc-3` as in METHOD.md; beyond nine, cohorts `c4`, `c5`, … with the same kinds in turn."""
     entries = []
     for index in range(count):
         cohort, place = divmod(index, 3)
@@ -44,11 +45,12 @@ def example_plan(institutions: int = 9, **changes: Any) -> Plan:
     """A plan that passes the check, three rounds long.
 
     Args:
-        institutions: size of the roster; METHOD.md's nine, or the first few of them, or more of the same kinds.
+        institutions: size of the roster; METHOD.md's nine, the first few of them, or more of the same kinds.
         changes: top-level fields of the plan. A dict changes only those fields of a table:
             `example_plan(secure_sum={"k_min": 4}, rounds=5)`.
     """
-    numeric = [Column(name=f"f{i}", low=-10.0, high=10.0) for i in range(3)]
+    image = tuple(Column(name=f"f{i}", low=-10.0, high=10.0) for i in range(3))
+    genes = tuple(Column(name=f"g{i}", low=-5.0, high=5.0) for i in range(4))
     fields: dict[str, Any] = {
         "federation": "example",
         "run": "example-run",
@@ -59,8 +61,8 @@ def example_plan(institutions: int = 9, **changes: Any) -> Plan:
             classes=(LabelClass(name="early", values=("1",)), LabelClass(name="late", values=("2", "3"))),
         ),
         "modalities": (
-            Modality(name="mrna", columns=tuple(Column(name=f"g{i}", low=-5.0, high=5.0) for i in range(4)), hidden=(8,)),
-            Modality(name="image", columns=tuple(numeric), hidden=(8,)),
+            Modality(name="mrna", columns=genes, hidden=(8,)),
+            Modality(name="image", columns=image, hidden=(8,)),
             Modality(
                 name="clinical",
                 columns=(
