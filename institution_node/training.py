@@ -1,0 +1,365 @@
+"""One institution's part of a round: K local steps, and the losses at published weights (METHOD.md, "One round")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from federation import names
+from federation.layout import Layout
+from federation.plan import Plan
+from institution_node.errors import NonFiniteTrainingError, TrainingDataError
+from institution_node.models import DropoutMasks, InstitutionModel
+from institution_node.optimisers import FlatOptimiser
+from security.errors import LocalMisuseError
+from security.privacy.randomness import Randomness, permutation
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a round of local training did.
+
+    Attributes:
+        updates: component to float32[size], δ = w(K) − w(t), for every component that the institution owns.
+        mean_loss: mean over the steps of the batch losses, heads included; local knowledge, never sent. Over the
+            steps with patients; NaN if there was none (empty Poisson batches).
+        steps: K.
+    """
+
+    updates: Mapping[str, Float32]
+    mean_loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class SubsetLosses:
+    """Mean per-patient cross-entropy of one subset, each patient's clipped at the plan's `proximity.loss_max`.
+
+    Attributes:
+        training: over the training patients, evaluation mode.
+        validation: over the validation patients; None where there is none.
+    """
+
+    training: float
+    validation: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model at some weights, on one institution's patients.
+
+    Attributes:
+        combination: the institution's own.
+        losses: every subset that the institution can evaluate (its combination; each modality that it has a head
+        for).
+        logits: the same subsets to float32[validation patients, classes], before any temperature.
+        labels: int64[validation patients].
+    """
+
+    combination: str
+    losses: Mapping[str, SubsetLosses]
+    logits: Mapping[str, Float32]
+    labels: Int64
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """float64[validation patients, classes]: the combination's classifier."""
+        logits = self.logits[self.combination].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-math.inf))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+class LocalTrainer:
+    """Trains and evaluates on one institution's patients. Holds the patients, and no state from round to round.
+
+    Args:
+        plan: a checked plan.
+        layout: of the plan and its feature schema.
+        institution: one of the plan's.
+        features: modality to float32[n, width]; row k of every modality is the same patient.
+        labels: int64[n], class indices.
+        train_rows: rows to train on, at least one.
+        validation_rows: rows to validate on; none in common with `train_rows`.
+        device: torch's name of the device.
+
+    Raises:
+        TrainingDataError: the arrays do not fit each other, the plan or the layout, or hold NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        institution: str,
+        features: Mapping[str, Float32],
+        labels: Int64,
+        train_rows: Sequence[int] | Int64,
+        validation_rows: Sequence[int] | Int64,
+        device: str = "cpu",
+    ) -> None:
+        training = np.asarray(train_rows, dtype=np.int64)
+        validation = np.asarray(validation_rows, dtype=np.int64)
+        _check_patients(plan, layout, institution, features, labels, training, validation)
+        self.plan = plan
+        self.institution = institution
+        self.model = InstitutionModel(plan, layout, institution, device)
+        self._classes = len(plan.label.classes)
+        self._train_features = self._to_device(features, training)
+        self._train_labels = torch.from_numpy(labels[training]).to(self.model.device)
+        self._validation_features = self._to_device(features, validation)
+        self._validation_labels = labels[validation]
+        self._class_weights = self._balance(labels[training]) if plan.training.class_weights == "balanced" else None
+
+    @property
+    def patients(self) -> int:
+        """Number of training patients, n_i."""
+        return int(self._train_labels.shape[0])
+
+    def train(
+        self,
+        weights: Mapping[str, Float32],
+        step_factors: Mapping[str, float],
+        learning_rate: float,
+        rng: Randomness,
+    ) -> Trajectory:
+        """Takes the plan's K steps from `weights`. The same arguments and a seeded `rng` give the same bits on one
+        device.
+
+        Args:
+            weights: component to float32[size] w(t), for every component that the institution owns.
+            step_factors: κ·v per component, at least 0; a component without one is stepped with 1. A head's own
+                step is the learning rate, unscaled, whatever stands here for it (METHOD.md, "Uni-modal heads").
+            learning_rate: η of this round (`schedule.learning_rate`).
+            rng: draws batches and dropout (and, in private training, noise).
+
+        Raises:
+            WeightsError: `weights` do not fit.
+            NonFiniteTrainingError: a loss or the update is NaN or infinite; nothing is returned.
+        """
+        self.model.load(weights)
+        settings = self.plan.training
+        optimiser = FlatOptimiser(
+            settings.optimiser,
+            self.model.parameters_flat,
+            self._rates(step_factors, learning_rate),
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            proximal=settings.proximal,
+        )
+        self.model.train()
+        total = torch.zeros((), device=self.model.device)
+        counted = 0
+        with self._gradients(rng) as gradient:
+            for _ in range(settings.local_steps):
+                loss = gradient()
+                if loss is not None:
+                    total += loss
+                    counted += 1
+                optimiser.step(self.model.gradients_flat)
+        mean_loss = float(total) / counted if counted else math.nan
+        after = self.model.store()
+        updates = {name: np.subtract(vector, weights[name], out=vector) for name, vector in after.items()}
+        if counted and not math.isfinite(mean_loss):
+            raise _diverged("the training loss", self.institution)
+        for name, update in updates.items():
+            # A sum is finite only if all its terms are, and it makes no mask as large as the model; a finite update
+            # whose float64 sum overflows does not exist in float32.
+            if not math.isfinite(float(update.sum(dtype=np.float64))):
+                raise _diverged(f"the update of {name}", self.institution)
+        return Trajectory(updates, mean_loss, settings.local_steps)
+
+    def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:
+        """Losses and validation logits at `weights`, in evaluation mode (no dropout, no class weights).
+
+        Raises:
+            WeightsError: `weights` do not fit.
+            NonFiniteTrainingError: a prediction is NaN or infinite.
+        """
+        self.model.load(weights)
+        self.model.eval()
+        with torch.inference_mode():
+            training = self.model(self._train_features)
+            validation = self.model(self._validation_features)
+        losses: dict[str, SubsetLosses] = {}
+        logits: dict[str, Float32] = {}
+        for subset, values in training.items():
+            logits[subset] = validation[subset].cpu().numpy()
+            own = self._mean_loss(values, self._train_labels)
+            held = None
+            if self._validation_labels.size:
+                labels = torch.from_numpy(self._validation_labels).to(self.model.device)
+                held = self._mean_loss(validation[subset], labels)
+            losses[subset] = SubsetLosses(own, held)
+        return Evaluation(self.model.combination, losses, logits, self._validation_labels)
+
+    def _mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+        per_patient = functional.cross_entropy(logits, labels, reduction="none")
+        # Checked before the clip, which would turn an infinite loss into an innocent one.
+        if not bool(torch.isfinite(per_patient).all()):
+            raise _diverged("a patient's loss", self.institution)
+        return float(per_patient.double().clamp_(max=self.plan.proximity.loss_max).mean())
+
+    def _gradients(self, rng: Randomness) -> GradientSource:
+        """How one step's gradient is made; private training has its own."""
+        return BatchGradients(self, rng)
+
+    def _rates(self, step_factors: Mapping[str, float], learning_rate: float) -> list[tuple[slice, float]]:
+        heads = {names.classifier(m) for m in self.model.heads}
+        rates: list[tuple[slice, float]] = []
+        for name, part in self.model.slices.items():
+            factor = 1.0 if name in heads else step_factors.get(name, 1.0)
+            rate = learning_rate * factor
+            if not (math.isfinite(rate) and rate >= 0.0):
+                raise LocalMisuseError(f"the step size of {name} is {rate}.", remedy="Give finite factors, at least 0.")
+            rates.append((part, rate))
+        return rates
+
+    def _to_device(self, features: Mapping[str, Float32], rows: Int64) -> list[torch.Tensor]:
+        return [
+            torch.from_numpy(np.ascontiguousarray(features[m][rows], dtype=np.float32)).to(self.model.device)
+            for m in self.model.modalities
+        ]
+
+    def _balance(self, labels: Int64) -> torch.Tensor:
+        """float32[classes]: n / (classes present · n_class), so that the mean weight of a patient is 1."""
+        counts = np.bincount(labels, minlength=self._classes)
+        present = int(np.count_nonzero(counts))
+        weights = np.where(counts > 0, labels.size / (present * np.maximum(counts, 1)), 0.0)
+        return torch.from_numpy(weights.astype(np.float32)).to(self.model.device)
+
+    def batch(self, rows: Int64) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Features per modality and labels of some of the training patients."""
+        index = torch.from_numpy(rows).to(self.model.device)
+        return [x.index_select(0, index) for x in self._train_features], self._train_labels.index_select(0, index)
+
+    def patient_losses(
+        self, features: Sequence[torch.Tensor], labels: torch.Tensor, masks: DropoutMasks | None
+    ) -> torch.Tensor:
+        """float32[patients]: the classifier's cross-entropy plus each head's, times the patient's class weight."""
+        logits = list(self.model(features, masks).values())
+        subsets = len(logits)
+        if subsets == 1:
+            losses = functional.cross_entropy(logits[0], labels, reduction="none")
+        else:
+            # One call for all subsets: on small models the calls cost more than the arithmetic.
+            losses = functional.cross_entropy(torch.cat(logits), labels.repeat(subsets), reduction="none")
+            losses = losses.view(subsets, -1).sum(dim=0)
+        return losses if self._class_weights is None else losses * self._class_weights[labels]
+
+
+class GradientSource:
+    """Makes the gradient of each step of one round; a context, for what has to be put away afterwards."""
+
+    def __enter__(self) -> Callable[[], torch.Tensor | None]:
+        return self.gradient
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def gradient(self) -> torch.Tensor | None:
+        """Fills the model's `gradients_flat` for one step; returns the batch's mean loss, None if the batch is empty."""
+        raise NotImplementedError
+
+
+class BatchGradients(GradientSource):
+    """Mean gradients of batches drawn without replacement, clipped as a whole if the plan says so."""
+
+    def __init__(self, trainer: LocalTrainer, rng: Randomness) -> None:
+        self._trainer = trainer
+        self._model = trainer.model
+        self._batches = epochs(trainer.patients, trainer.plan.training.batch_size, rng.child("batches"))
+        self._masks = DropoutMasks(rng.child("dropout"), trainer.plan.model.dropout, self._model.device)
+        self._clip = trainer.plan.training.gradient_clip
+
+    def gradient(self) -> torch.Tensor:
+        """See GradientSource."""
+        features, labels = self._trainer.batch(next(self._batches))
+        loss = self._trainer.patient_losses(features, labels, self._masks).mean()
+        self._model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
+        if self._clip > 0.0:
+            flat = self._model.gradients_flat
+            flat.mul_((self._clip / (torch.linalg.vector_norm(flat) + 1e-12)).clamp_(max=1.0))
+        return loss.detach()
+
+
+def epochs(patients: int, batch_size: int, rng: Randomness) -> Iterator[Int64]:
+    """Batches without end: every patient once an epoch, in a new order each.
+
+    An epoch is cut into the fewest batches of at most `batch_size`, as equal as can be: a last batch of one patient
+    would weigh that patient as much as sixteen others.
+
+    Args:
+        patients: at least 1.
+        batch_size: at least 1; more than there are patients gives batches of all.
+        rng: draws the orders.
+
+    Yields:
+        int64[≤ batch_size] row numbers in [0, patients).
+    """
+    count = math.ceil(patients / batch_size)
+    while True:
+        yield from np.array_split(permutation(rng, patients), count)
+
+
+def _diverged(what: str, institution: str) -> NonFiniteTrainingError:
+    return NonFiniteTrainingError(
+        f"{what} at {institution} is not finite; nothing is sent this round.",
+        remedy="Lower training.learning_rate, set training.gradient_clip, look for outliers in the columns' ranges.",
+    )
+
+
+def _check_patients(
+    plan: Plan,
+    layout: Layout,
+    institution: str,
+    features: Mapping[str, Float32],
+    labels: Int64,
+    training: Int64,
+    validation: Int64,
+) -> None:
+    if institution not in layout.combinations:
+        raise TrainingDataError(
+            f"{institution} is not in the plan.", remedy=f"The plan has {', '.join(layout.combinations)}."
+        )
+    n = labels.shape[0]
+    classes = len(plan.label.classes)
+    if labels.ndim != 1 or (n and (labels.min() < 0 or labels.max() >= classes)):
+        raise TrainingDataError(
+            f"labels must be class indices in [0, {classes}).", remedy="Read them with the plan's label."
+        )
+    for modality in names.modalities_of(layout.combinations[institution]):
+        width = layout.components[names.encoder(modality)].tensors[0].shape[1]
+        values = features.get(modality)
+        if values is None or values.shape != (n, width):
+            found = "missing" if values is None else f"shaped {values.shape}"
+            raise TrainingDataError(
+                f"the features of {modality} are {found}; {(n, width)} are expected.",
+                remedy="Transform every table with the run's feature schema, and align the patients.",
+                place=modality,
+            )
+        # One cheap pass: a NaN or an infinity anywhere makes the sum NaN or infinite.
+        if not math.isfinite(float(values.sum(dtype=np.float64))):
+            raise TrainingDataError(
+                f"the features of {modality} hold NaN or infinity.",
+                remedy="Transform the table with the run's feature schema, which imputes missing values.",
+                place=modality,
+            )
+    if training.size == 0:
+        raise TrainingDataError(
+            f"{institution} has no training patients.", remedy="Check the tables, the ids and the label's values."
+        )
+    rows = np.concatenate([training, validation])
+    if np.unique(rows).size != rows.size or rows.min() < 0 or rows.max() >= n:
+        raise TrainingDataError(
+            "training and validation rows must be distinct rows of the features.", remedy="Split every patient once."
+        )
