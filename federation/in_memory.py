@@ -39,7 +39,8 @@ class MemoryReader:
     def read_into(self, offset: int, out: memoryview) -> None:
         """See `federation.vectors.VectorReader`."""
         check_range(self.length, offset, out.nbytes)
-        as_bytes_view(out)[:] = self._data[offset : offset + out.nbytes]
+        if out.nbytes:
+            as_bytes_view(out)[:] = self._data[offset : offset + out.nbytes]
 
 
 class MemoryContentWriter:

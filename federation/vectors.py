@@ -1,10 +1,10 @@
 """Where long vectors rest: what a content store and an upload spool promise, wherever they keep their bytes.
 
 `federation/in_memory.py` keeps them in memory for `studies/` and tests, `coordinator/files.py` on disk.
-Everything is bytes here; the secure sum knows the words in them. Both kinds may be called from several threads.
+Everything is bytes here; the secure sum knows the words in them. Both kinds may be called from many threads.
 
-The spool carries rule 8 of DESIGN.md, "Secure sum": one upload per (run, round, attempt, sum, institution), and it
-counts when it is complete, never in part.
+The spool carries rule 8 of DESIGN.md, "Secure sum": one upload per (run, round, attempt, sum, institution), and
+it counts when it is complete, never in part.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def check_place(run: str, round_number: int, attempt: int = 0, sum_name: str = "
     if not _RUN.fullmatch(run) or not _SUM.fullmatch(sum_name) or not all(0 <= n < 1 << 32 for n in numbers):
         raise ProtocolError(
             "an upload's run, round, attempt or sum is malformed.",
-            remedy="Name the run by its plan's digest in hex, count rounds from 0, name the sum as the plan does.",
+            remedy="Name the run by its plan's digest in hex, count rounds from 0, name sums as the plan.",
         )
 
 
@@ -190,8 +190,8 @@ class ContentStore(Protocol):
     def collect(self, keep: set[str]) -> int:
         """Deletes committed content that is not in `keep`, never what is being written; returns how many.
 
-        What is committed between the making of `keep` and this call counts as not kept, so whoever commits (the
-        run) must also be who collects.
+        What is committed between the making of `keep` and this call counts as not kept: who commits (the run)
+        must also be who collects.
         """
 
 
@@ -289,7 +289,7 @@ class Receipt:
             what = "hash" if length == self.offset == self.length else "length"
             raise UploadMismatchError(
                 f"the upload's {what} is not the one its trailer declares; the upload was discarded.",
-                remedy="Send the same encoded vector again from byte 0; if this repeats, the link damages data.",
+                remedy="Send the same encoded vector again from byte 0; if it repeats, the link is bad.",
             )
         return digest
 
@@ -299,7 +299,7 @@ def check_same_length(first: int, second: int) -> None:
     if first != second:
         raise UploadConflictError(
             f"this upload was begun with {first} bytes, now {second} are declared.",
-            remedy="One upload per institution and sum: resume it with the same bytes, or wait for an attempt.",
+            remedy="One upload per institution and sum: resume it with the same bytes.",
         )
 
 
