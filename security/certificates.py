@@ -86,6 +86,17 @@ class Identity:
         return (self.not_after - as_utc(now)).total_seconds()
 
 
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """What an authority's certificate says of itself; the fields are those of `Identity`."""
+
+    federation: str
+    fingerprint: str
+    public: bytes
+    not_before: datetime
+    not_after: datetime
+
+
 def identity_uri(federation: str, role: Role, name: str) -> str:
     """The one URI that names a party."""
     return f"{SCHEME}{federation}/{role.value}/{name}"
@@ -100,21 +111,31 @@ def identity_of(cert_pem: bytes) -> Identity:
     return _identity(load_certificate(cert_pem))
 
 
-def federation_of_authority(ca_cert_pem: bytes) -> str:
-    """The federation that an authority's certificate was made for.
+def authority_of(ca_cert_pem: bytes) -> Authority:
+    """Reads an authority's certificate, without regard to the time.
 
     Raises:
-        MalformedCertificateError, CertificateIdentityError: not an authority that `create_authority` made.
+        MalformedCertificateError, ForeignAuthorityError, WrongKeyKindError, CertificateIdentityError: not one that
+            `create_authority` made.
     """
-    uris = _alternative_names(load_certificate(ca_cert_pem).extensions).get_values_for_type(
-        x509.UniformResourceIdentifier
-    )
+    certificate = load_certificate(ca_cert_pem)
+    _require_authority(certificate)
+    uris = _alternative_names(certificate.extensions).get_values_for_type(x509.UniformResourceIdentifier)
     federation = uris[0].removeprefix(SCHEME) if len(uris) == 1 and uris[0].startswith(SCHEME) else ""
     if not NAME_PATTERN.fullmatch(federation):
-        raise CertificateIdentityError(
-            "the authority's certificate names no federation.", remedy=_USE_AUTHORITY
-        )
-    return federation
+        raise CertificateIdentityError("the authority's certificate names no federation.", remedy=_USE_AUTHORITY)
+    return Authority(
+        federation=federation,
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+        public=compressed_point(p256_key(certificate)),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+    )
+
+
+def federation_of_authority(ca_cert_pem: bytes) -> str:
+    """The federation that an authority's certificate was made for; raises as `authority_of`."""
+    return authority_of(ca_cert_pem).federation
 
 
 def check_certificate(
@@ -246,20 +267,23 @@ def has_one_encoding(certificate: x509.Certificate) -> bool:
 
 
 def load_authority(pem: bytes, now: datetime) -> x509.Certificate:
+    """An authority's certificate that is valid now, or a CertificateError."""
     authority = load_certificate(pem)
+    _require_authority(authority)
+    _check_time(authority, now, "the authority's certificate")
+    return authority
+
+
+def _require_authority(certificate: x509.Certificate) -> None:
     try:
-        constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         is_authority = constraints.ca and usage.key_cert_sign
     except x509.ExtensionNotFound:
         is_authority = False
     if not is_authority:
-        raise ForeignAuthorityError(
-            "the authority's certificate is not one of an authority.", remedy=_USE_AUTHORITY
-        )
-    p256_key(authority)
-    _check_time(authority, now, "the authority's certificate")
-    return authority
+        raise ForeignAuthorityError("this is not the certificate of an authority.", remedy=_USE_AUTHORITY)
+    p256_key(certificate)
 
 
 def _check_time(certificate: x509.Certificate, now: datetime, what: str) -> None:
@@ -295,9 +319,7 @@ def names_of(extensions: x509.Extensions) -> tuple[str, Role, str, tuple[str, ..
     names = _alternative_names(extensions)
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
-        raise CertificateIdentityError(
-            f"it names {len(uris)} parties, and must name exactly one.", remedy=_ISSUE_AGAIN
-        )
+        raise CertificateIdentityError(f"it names {len(uris)} parties, and must name exactly one.", remedy=_ISSUE_AGAIN)
     parts = uris[0].removeprefix(SCHEME).split("/")
     known = {role.value for role in Role}
     if not (

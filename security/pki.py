@@ -28,8 +28,10 @@ from security.certificate_errors import (
     WrongRoleError,
 )
 from security.certificates import (
+    Authority,
     Identity,
     Role,
+    authority_of,
     check_certificate,
     federation_of_authority,
     identity_of,
@@ -55,7 +57,9 @@ __all__ = [
     "CertificateIdentityError",
     "WrongKeyKindError",
     "RequestRefusedError",
+    "Authority",
     "Identity",
+    "authority_of",
     "Role",
     "check_certificate",
     "federation_of_authority",

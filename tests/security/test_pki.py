@@ -139,7 +139,7 @@ class TestRefusedCertificates:
             check(handmade(signer=other_key))
 
     def test_a_member_is_no_authority(self) -> None:
-        with pytest.raises(ForeignAuthorityError, match="not one of an authority"):
+        with pytest.raises(ForeignAuthorityError, match="not the certificate of an authority"):
             check(issue(), ca=issue())
 
     def test_expired(self) -> None:
