@@ -365,3 +365,178 @@ class OpenedShare(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenedShare: _TypeAlias = OpenedShare  # noqa: Y015
+
+@_typing.final
+class AttemptJournal(_message.Message):
+    """The coordinator's durable record of an attempt: every input that its machine accepted, in order. Restoring replays
+    them, signatures checked again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___JournalEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___JournalEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptJournal: _TypeAlias = AttemptJournal  # noqa: Y015
+
+@_typing.final
+class JournalEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    CLOSE_KEYS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    CLOSE_SHARES_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    CLOSE_UPLOADS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    OPENING_FIELD_NUMBER: _builtins.int
+    CLOSE_SUM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> Global___SignedMessage: ...
+    @_builtins.property
+    def close_keys(self) -> Global___CloseKeys: ...
+    @_builtins.property
+    def shares(self) -> Global___SignedMessage: ...
+    @_builtins.property
+    def close_shares(self) -> Global___CloseShares: ...
+    @_builtins.property
+    def upload(self) -> Global___SignedMessage: ...
+    @_builtins.property
+    def completed(self) -> Global___CompletedUpload: ...
+    @_builtins.property
+    def close_uploads(self) -> Global___CloseUploads: ...
+    @_builtins.property
+    def signature(self) -> Global___SignedMessage: ...
+    @_builtins.property
+    def opening(self) -> Global___SignedMessage: ...
+    @_builtins.property
+    def close_sum(self) -> Global___CloseSum: ...
+    def __init__(
+        self,
+        *,
+        keys: Global___SignedMessage | None = ...,
+        close_keys: Global___CloseKeys | None = ...,
+        shares: Global___SignedMessage | None = ...,
+        close_shares: Global___CloseShares | None = ...,
+        upload: Global___SignedMessage | None = ...,
+        completed: Global___CompletedUpload | None = ...,
+        close_uploads: Global___CloseUploads | None = ...,
+        signature: Global___SignedMessage | None = ...,
+        opening: Global___SignedMessage | None = ...,
+        close_sum: Global___CloseSum | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "completed", b"completed", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "completed", b"completed", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "upload", "completed", "close_uploads", "signature", "opening", "close_sum"]  # noqa: Y015
+    _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
+
+Global___JournalEntry: _TypeAlias = JournalEntry  # noqa: Y015
+
+@_typing.final
+class CloseKeys(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseKeys: _TypeAlias = CloseKeys  # noqa: Y015
+
+@_typing.final
+class CloseShares(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseShares: _TypeAlias = CloseShares  # noqa: Y015
+
+@_typing.final
+class CompletedUpload(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    sum: _builtins.str
+    sender: _builtins.str
+    def __init__(
+        self,
+        *,
+        sum: _builtins.str = ...,
+        sender: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletedUpload: _TypeAlias = CompletedUpload  # noqa: Y015
+
+@_typing.final
+class CloseUploads(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    sum: _builtins.str
+    transcript: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        sum: _builtins.str = ...,
+        transcript: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum", "transcript", b"transcript"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseUploads: _TypeAlias = CloseUploads  # noqa: Y015
+
+@_typing.final
+class CloseSum(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_FIELD_NUMBER: _builtins.int
+    sum: _builtins.str
+    def __init__(
+        self,
+        *,
+        sum: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSum: _TypeAlias = CloseSum  # noqa: Y015

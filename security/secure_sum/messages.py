@@ -1,0 +1,334 @@
+"""The messages, frozen and validated on construction, to and from the exact bytes that are signed.
+
+A message is made once, signed as bytes, and never serialised again: whoever checks it checks the bytes that came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
+
+from consilium.v1 import secure_sum_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from security.secure_sum.errors import MalformedMessageError
+from security.secure_sum.shares import SECRET_BYTES
+from security.secure_sum.spec import Context
+
+_KEY_BYTES: Final = 32
+_DIGEST_BYTES: Final = 32
+_BOX_BYTES: Final = 2 * SECRET_BYTES + 16
+MAX_PAYLOAD_BYTES: Final = 4 << 20
+"""Larger payloads of the secure sum are refused unparsed."""
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise MalformedMessageError(f"malformed message: {what}.")
+
+
+def _lengths(expected: int, what: str, *values: bytes) -> None:
+    _require(all(len(value) == expected for value in values), f"{what} must have {expected} bytes")
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Payload bytes with their signer's name and signature. Not verified by being here."""
+
+    signer: str
+    payload: bytes
+    signature: bytes
+
+    def to_proto(self) -> pb.SignedMessage:
+        """As it travels."""
+        return pb.SignedMessage(signer=self.signer, payload=self.payload, signature=self.signature)
+
+    @staticmethod
+    def from_proto(message: pb.SignedMessage) -> Signed:
+        """As it came; only its size is checked.
+
+        Raises:
+            MalformedMessageError: larger than any message of the secure sum.
+        """
+        _require(len(message.payload) <= MAX_PAYLOAD_BYTES, "payload too large")
+        _require(len(message.signature) <= 80, "signature too large")
+        return Signed(message.signer, message.payload, message.signature)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the payload."""
+        return hashlib.sha256(self.payload).digest()
+
+
+@dataclass(frozen=True)
+class PartKey:
+    """Public mask key and self-mask commitment of one sender for one part of one sum (rule 4)."""
+
+    sum: str
+    part: str
+    public_key: bytes
+    seed_commitment: bytes
+
+    def __post_init__(self) -> None:
+        _lengths(_KEY_BYTES, "a mask key", self.public_key)
+        _lengths(_DIGEST_BYTES, "a commitment", self.seed_commitment)
+
+
+@dataclass(frozen=True)
+class KeyMessage:
+    """Phase 1: all keys of one sender, in plan order."""
+
+    context: Context
+    sender: str
+    share_key: bytes
+    parts: tuple[PartKey, ...]
+
+    def __post_init__(self) -> None:
+        _lengths(_KEY_BYTES, "a share key", self.share_key)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pb.KeyMessage(
+            context=_context(self.context),
+            sender=self.sender,
+            share_key=self.share_key,
+            parts=[
+                pb.PartKey(sum=k.sum, part=k.part, public_key=k.public_key, seed_commitment=k.seed_commitment)
+                for k in self.parts
+            ],
+        ).SerializeToString(deterministic=True)
+
+    @staticmethod
+    def decode(payload: bytes) -> KeyMessage:
+        """Parses a payload.
+
+        Raises:
+            MalformedMessageError: it does not parse, or a field cannot be.
+        """
+        m = _parse(pb.KeyMessage(), payload)
+        parts = tuple(PartKey(k.sum, k.part, k.public_key, k.seed_commitment) for k in m.parts)
+        return KeyMessage(_from_context(m.context), m.sender, m.share_key, parts)
+
+
+@dataclass(frozen=True)
+class SealedShare:
+    """One dealer's two shares (seed, mask key) of one part for one shareholder, sealed; and commitments to both."""
+
+    sum: str
+    part: str
+    box: bytes
+    seed_share_commitment: bytes
+    key_share_commitment: bytes
+
+    def __post_init__(self) -> None:
+        _lengths(_BOX_BYTES, "a sealed share", self.box)
+        _lengths(_DIGEST_BYTES, "a commitment", self.seed_share_commitment, self.key_share_commitment)
+
+
+@dataclass(frozen=True)
+class ShareMessage:
+    """Phase 2: from one dealer to one shareholder, every part of the dealer in plan order."""
+
+    context: Context
+    sender: str
+    receiver: str
+    keys_digest: bytes
+    shares: tuple[SealedShare, ...]
+
+    def __post_init__(self) -> None:
+        _lengths(_DIGEST_BYTES, "a digest", self.keys_digest)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pb.ShareMessage(
+            context=_context(self.context),
+            sender=self.sender,
+            receiver=self.receiver,
+            keys_digest=self.keys_digest,
+            shares=[
+                pb.SealedShare(
+                    sum=s.sum,
+                    part=s.part,
+                    box=s.box,
+                    seed_share_commitment=s.seed_share_commitment,
+                    key_share_commitment=s.key_share_commitment,
+                )
+                for s in self.shares
+            ],
+        ).SerializeToString(deterministic=True)
+
+    @staticmethod
+    def decode(payload: bytes) -> ShareMessage:
+        """Parses a payload.
+
+        Raises:
+            MalformedMessageError: it does not parse, or a field cannot be.
+        """
+        m = _parse(pb.ShareMessage(), payload)
+        shares = tuple(
+            SealedShare(s.sum, s.part, s.box, s.seed_share_commitment, s.key_share_commitment) for s in m.shares
+        )
+        return ShareMessage(_from_context(m.context), m.sender, m.receiver, m.keys_digest, shares)
+
+
+@dataclass(frozen=True)
+class UploadHeader:
+    """Opens an upload of `length` masked bytes (rule 8)."""
+
+    context: Context
+    sum: str
+    sender: str
+    transcript: bytes
+    length: int
+
+    def __post_init__(self) -> None:
+        _lengths(_DIGEST_BYTES, "a transcript", self.transcript)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pb.UploadHeader(
+            context=_context(self.context),
+            sum=self.sum,
+            sender=self.sender,
+            transcript=self.transcript,
+            length=self.length,
+        ).SerializeToString(deterministic=True)
+
+    @staticmethod
+    def decode(payload: bytes) -> UploadHeader:
+        """Parses a payload.
+
+        Raises:
+            MalformedMessageError: it does not parse, or a field cannot be.
+        """
+        m = _parse(pb.UploadHeader(), payload)
+        return UploadHeader(_from_context(m.context), m.sum, m.sender, m.transcript, m.length)
+
+
+@dataclass(frozen=True)
+class SurvivorList:
+    """Phase 4: the partition of the cohort that `threshold` shareholders must sign identically (rule 5)."""
+
+    context: Context
+    sum: str
+    transcript: bytes
+    alive: tuple[str, ...]
+    gone: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _lengths(_DIGEST_BYTES, "a transcript", self.transcript)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pb.SurvivorList(
+            context=_context(self.context),
+            sum=self.sum,
+            transcript=self.transcript,
+            alive=self.alive,
+            gone=self.gone,
+        ).SerializeToString(deterministic=True)
+
+    @staticmethod
+    def decode(payload: bytes) -> SurvivorList:
+        """Parses a payload.
+
+        Raises:
+            MalformedMessageError: it does not parse, or a field cannot be.
+        """
+        m = _parse(pb.SurvivorList(), payload)
+        return SurvivorList(_from_context(m.context), m.sum, m.transcript, tuple(m.alive), tuple(m.gone))
+
+
+ShareKind = Literal["seed", "mask-key"]
+
+
+@dataclass(frozen=True)
+class OpenedShare:
+    """A shareholder's share of one victim's seed or mask key of one part: never both (rule 5)."""
+
+    victim: str
+    part: str
+    kind: ShareKind
+    share: bytes
+
+    def __post_init__(self) -> None:
+        _lengths(SECRET_BYTES, "a share", self.share)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Phase 5: what one shareholder opens for one signed list."""
+
+    context: Context
+    sum: str
+    sender: str
+    list_digest: bytes
+    shares: tuple[OpenedShare, ...]
+
+    def __post_init__(self) -> None:
+        _lengths(_DIGEST_BYTES, "a digest", self.list_digest)
+
+    def encode(self) -> bytes:
+        """The payload to sign."""
+        return pb.Opening(
+            context=_context(self.context),
+            sum=self.sum,
+            sender=self.sender,
+            list_digest=self.list_digest,
+            shares=[
+                pb.OpenedShare(victim=s.victim, part=s.part, kind=_KIND_TO_PROTO[s.kind], share=s.share)
+                for s in self.shares
+            ],
+        ).SerializeToString(deterministic=True)
+
+    @staticmethod
+    def decode(payload: bytes) -> Opening:
+        """Parses a payload.
+
+        Raises:
+            MalformedMessageError: it does not parse, or a field cannot be.
+        """
+        m = _parse(pb.Opening(), payload)
+        shares: list[OpenedShare] = []
+        for s in m.shares:
+            kind = _KIND_FROM_PROTO.get(s.kind)
+            if kind is None:
+                raise MalformedMessageError("malformed message: a share is of a seed or of a mask key.")
+            shares.append(OpenedShare(s.victim, s.part, kind, s.share))
+        return Opening(_from_context(m.context), m.sum, m.sender, m.list_digest, tuple(shares))
+
+
+_KIND_TO_PROTO: Final[dict[ShareKind, pb.ShareKind.ValueType]] = {
+    "seed": pb.SHARE_KIND_SEED,
+    "mask-key": pb.SHARE_KIND_MASK_KEY,
+}
+_KIND_FROM_PROTO: Final[dict[pb.ShareKind.ValueType, ShareKind]] = {value: key for key, value in _KIND_TO_PROTO.items()}
+
+_Proto = TypeVar("_Proto", pb.KeyMessage, pb.ShareMessage, pb.UploadHeader, pb.SurvivorList, pb.Opening)
+
+
+def _parse(message: _Proto, payload: bytes) -> _Proto:
+    try:
+        message.ParseFromString(payload)
+    except DecodeError as error:
+        raise MalformedMessageError(f"a {type(message).__name__} does not parse.") from error
+    return message
+
+
+def _context(context: Context) -> pb.SumContext:
+    return pb.SumContext(
+        federation=context.federation,
+        run=context.run,
+        round=context.round,
+        attempt=context.attempt,
+        opening=context.opening,
+    )
+
+
+def _from_context(m: pb.SumContext) -> Context:
+    _lengths(_DIGEST_BYTES, "a run or opening", m.run, m.opening)
+    _require(m.attempt >= 1, "attempts count from 1")
+    return Context(m.federation, m.run, m.round, m.attempt, m.opening)

@@ -1,0 +1,170 @@
+"""What an attempt sums: context, sums, parts, roster and thresholds. Values only; checked when made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from security.errors import ConfigurationError
+
+MAX_COMPLETE_GRAPH: Final = 100
+"""Largest roster whose mask graph is complete (rule 10); the sparse graph of Bell et al. 2020 comes later."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where every message of an attempt belongs (rule 7).
+
+    Attributes:
+        federation: the federation's name.
+        run: 32 bytes, the digest of the plan.
+        round: 0 for the sums made once per run, then 1, 2, …
+        attempt: 1, 2, … within the round.
+        opening: 32 bytes, the digest of what opened the round: plan, schema, w(t), DGB figures (rule 6).
+    """
+
+    federation: str
+    run: bytes
+    round: int
+    attempt: int
+    opening: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.run) != 32 or len(self.opening) != 32:
+            raise ConfigurationError("a run and an opening are digests of 32 bytes.")
+        if not (0 <= self.round < 2**32 and 1 <= self.attempt < 2**32):
+            raise ConfigurationError("rounds count from 0 and attempts from 1, below 2^32.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One vector that is summed over its own contributors, under its own keys (rule 4).
+
+    Attributes:
+        name: unique within its sum, `encoder/mrna`.
+        ring: bits of a word, 32 for model vectors, 64 for statistics (rule 1).
+        length: words.
+        contributors: institutions that hold a vector for it.
+        quantity: parts of one round with the same quantity are checked against each other for differencing (rule 9).
+    """
+
+    name: str
+    ring: Literal[32, 64]
+    length: int
+    contributors: frozenset[str]
+    quantity: str = ""
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ConfigurationError(f"part {self.name!r} has no words.")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one vector."""
+        return self.length * self.ring // 8
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Parts that are uploaded, signed and opened together: all or nothing (rule 8)."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if len({part.name for part in self.parts}) != len(self.parts):
+            raise ConfigurationError(f"sum {self.name!r} names a part twice.")
+
+    def part(self, name: str) -> Part:
+        """The part of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Everything that both machines must agree on before the first message.
+
+    Attributes:
+        context: bound into every message.
+        roster: every institution of the plan, in plan order, to its 33-byte identity key. Fixes Shamir's x-coordinates.
+        threshold: t, shares that open a secret, signatures that decide a list; `2t ≥ n + max_colluders + 1` (rule 5).
+        max_colluders: institutions that may collude with the coordinator.
+        k_min: fewest survivors whose sum may be opened; `≥ max_colluders + 2`, or 1 for science without privacy.
+        sums: in the order in which they are opened.
+        masked: False only for the bench's `none` backend, which policy allows on public data alone.
+    """
+
+    context: Context
+    roster: Mapping[str, bytes]
+    threshold: int
+    max_colluders: int
+    k_min: int
+    sums: tuple[Sum, ...]
+    masked: bool = True
+
+    def __post_init__(self) -> None:
+        n = len(self.roster)
+        if n > MAX_COMPLETE_GRAPH:
+            raise ConfigurationError(
+                f"{n} institutions need the sparse mask graph, which is not built yet.",
+                remedy=f"Run with at most {MAX_COMPLETE_GRAPH} institutions.",
+            )
+        if not (2 <= self.threshold <= n and 2 * self.threshold >= n + self.max_colluders + 1):
+            raise ConfigurationError(
+                f"threshold {self.threshold} is unsafe for {n} institutions and {self.max_colluders} colluders.",
+                remedy="Choose 2t ≥ n + max_colluders + 1, so that two contradictory lists cannot both be signed.",
+            )
+        science = self.k_min == 1 and self.max_colluders == 0
+        if self.k_min < self.max_colluders + 2 and not science:
+            raise ConfigurationError(
+                f"k_min {self.k_min} lets {self.max_colluders} colluders see one institution's values.",
+                remedy="Choose k_min ≥ max_colluders + 2.",
+            )
+        if len({s.name for s in self.sums}) != len(self.sums) or not self.sums:
+            raise ConfigurationError("an attempt needs sums of different names.")
+        for s in self.sums:
+            for part in s.parts:
+                if not part.contributors <= set(self.roster):
+                    raise ConfigurationError(f"part {part.name!r} has contributors outside the roster.")
+
+    def sum(self, name: str) -> Sum:
+        """The sum of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for s in self.sums:
+            if s.name == name:
+                return s
+        raise KeyError(name)
+
+    def keyed_parts(self, institution: str) -> tuple[tuple[str, Part], ...]:
+        """(sum name, part) of every part that this institution contributes to, in plan order."""
+        return tuple((s.name, p) for s in self.sums for p in s.parts if institution in p.contributors)
+
+    def uploaded_parts(self, sum_name: str, cohort: frozenset[str], institution: str) -> tuple[Part, ...]:
+        """What an institution uploads for a sum, in plan order: parts with at least `k_min` contributors in the cohort.
+
+        A part below the floor is not even masked: nobody sends it (METHOD.md, "The privacy floor").
+        """
+        return tuple(
+            p
+            for p in self.sum(sum_name).parts
+            if institution in p.contributors and len(p.contributors & cohort) >= self.k_min
+        )
+
+    def opened_parts(self, sum_name: str, cohort: frozenset[str], alive: frozenset[str]) -> tuple[Part, ...]:
+        """The parts that may be opened: uploaded ones that keep `k_min` survivors (rule 9)."""
+        return tuple(
+            p
+            for p in self.sum(sum_name).parts
+            if len(p.contributors & cohort) >= self.k_min and len(p.contributors & alive) >= self.k_min
+        )
