@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
@@ -50,6 +51,9 @@ class Problem:
         return replace(self, place=place)
 
 
+SHOWN: Final = 30  # a wrong range can be wrong in each of 20,000 columns
+
+
 class PlanError(ConfigurationError):
     """A plan that nothing may run by. `problems` lists all of them, at least one."""
 
@@ -60,7 +64,9 @@ class PlanError(ConfigurationError):
         if len(problems) == 1:
             message, remedy, place = first.message, first.remedy, first.place or path_text(first.path)
         else:
-            lines = "\n".join(f"  {problem}" for problem in problems)
+            lines = "\n".join(f"  {problem}" for problem in problems[:SHOWN])
+            if len(problems) > SHOWN:
+                lines += f"\n  … and {len(problems) - SHOWN} more"
             message, remedy, place = f"the plan has {len(problems)} problems:\n{lines}", "", ""
         super().__init__(message, remedy=remedy, place=place)
         self.problems = tuple(problems)
@@ -78,7 +84,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> tuple[Problem
 
 
 def did_you_mean(wrong: str, candidates: Iterable[str]) -> str:
-    """`(did you mean 'x'?)` with a leading blank, or nothing where no candidate is near."""
+    """` (did you mean 'x'?)`, with its leading blank, or nothing where no candidate is near."""
     near = difflib.get_close_matches(wrong, list(candidates), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -118,19 +124,31 @@ _KINDS = {
 
 def _problem(path: Path, kind: str, item: Any, root: type[BaseModel]) -> Problem:
     context = item.get("ctx", {})
+    table = model_at(path, root)
     if kind == "missing":
-        return Problem(path, "this field is missing.", "Write it; docs/plan-reference.md says what it means.")
+        what = "table" if table else "field"
+        return Problem(path, f"this {what} is missing.", f"Write it: {_description(path, root)}")
     if kind == "extra_forbidden":
         owner = model_at(path[:-1], root)
         near = did_you_mean(str(path[-1]), owner.model_fields if owner else ())
-        remedy = "Take it out, or correct its name; docs/plan-reference.md lists every field."
-        return Problem(path, f"there is no such field{near}.", remedy)
+        what = "table" if isinstance(item["input"], dict) else "field"
+        remedy = f"Take it out, or correct its name{near}; docs/plan-reference.md lists every field."
+        return Problem(path, f"there is no such {what}.", remedy)
     if kind == "literal_error":
-        return Problem(path, "not one of the words allowed here.", f"Write {context['expected']}.")
+        near = did_you_mean(str(item["input"]), re.findall(r"'([^']*)'", str(context["expected"])))
+        return Problem(path, "not one of the words allowed here.", f"Write {context['expected']}{near}.")
     if kind in ("greater_than_equal", "less_than_equal"):
         relation, limit = ("below", context.get("ge")) if "ge" in context else ("above", context.get("le"))
-        return Problem(path, f"{relation} the limit {limit}.", "Choose a number within the range.")
+        return Problem(path, f"the number is {relation} {limit}.", "Choose one that is not.")
+    if kind == "tuple_type" and table:
+        return Problem(path, "must be a list of tables.", f"Begin each entry with [[{path[-1]}]].")
     for prefix, wanted in _KINDS.items():
         if kind.startswith(prefix):
             return Problem(path, f"must be {wanted}.", f"Write {wanted}.")
     return Problem(path, f"{item['msg']}.", "See docs/plan-reference.md.")
+
+
+def _description(path: Path, root: type[BaseModel]) -> str:
+    owner = model_at(path[:-1], root)
+    field = owner.model_fields.get(str(path[-1])) if owner else None
+    return (field.description if field else None) or "see docs/plan-reference.md."

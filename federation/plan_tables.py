@@ -25,8 +25,7 @@ class Range:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
-        # Whole numbers are told from fractions by writing 1 and not 1.0 in the declarations below.
-        return f"{'above ' if self.above else ''}{self.low:g} to {self.high:g}"
+        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:.10g}"
 
 
 U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]

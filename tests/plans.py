@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel
 
-from federation.plan import Column, Institution, Label, LabelClass, Modality, Plan, SecureSumSettings
+from federation.plan import Column, FeatureFloors, Institution, Label, LabelClass, Modality, Plan, SecureSumSettings
 from security.signing import IdentityKey, compressed_point, public_key_text
 
 COHORTS = ("brca", "lusc", "lihc")
@@ -47,7 +47,7 @@ def example_plan(institutions: int = 9, **changes: Any) -> Plan:
     Args:
         institutions: size of the roster; METHOD.md's nine, the first few of them, or more of the same kinds.
         changes: top-level fields of the plan. A dict changes only those fields of a table:
-            `example_plan(secure_sum={"k_min": 4}, rounds=5)`.
+            `example_plan(secure_sum={"k_min": 4}, rounds=5)`. Unless given, features.min_institutions is k_min.
     """
     image = tuple(Column(name=f"f{i}", low=-10.0, high=10.0) for i in range(3))
     genes = tuple(Column(name=f"g{i}", low=-5.0, high=5.0) for i in range(4))
@@ -82,4 +82,6 @@ def example_plan(institutions: int = 9, **changes: Any) -> Plan:
             fields[name] = type(old)(**{**dict(old), **change})
         else:
             fields[name] = change
+    if "features" not in changes:
+        fields["features"] = FeatureFloors(min_institutions=fields["secure_sum"].k_min)
     return Plan(**fields)

@@ -1,0 +1,105 @@
+"""A plan in plain text, for the people who must accept it (`consilium plan check`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from federation.fixed_point import ModelEncoding
+from federation.layout import Component, Layout, layout
+from federation.plan import Plan, digest
+from federation.plan_tables import Modality
+
+
+def describe(plan: Plan) -> str:
+    """A summary of a checked plan: who takes part with what, what is summed, what stays, what travels.
+
+    Sizes are upper bounds: the feature schema, agreed when the run begins, may leave columns out.
+    """
+    parts = layout(plan, {modality.name: widest_input(modality) for modality in plan.modalities})
+    sections = (_head(plan), _roster(plan), _components(plan, parts), _sums(plan, parts), _privacy(plan))
+    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+
+
+def widest_input(modality: Modality) -> int:
+    """Most input features that a modality can have: a numeric column gives its value and a missing indicator, a
+    categorical one a feature for each category, for `other` and for missing."""
+    return sum(2 if column.kind == "numeric" else len(column.categories) + 2 for column in modality.columns)
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    yield f"Run {plan.run!r} of federation {plan.federation!r} on {plan.data} data"
+    yield f"  digest     {digest(plan.to_bytes()).hex()}"
+    yield f"  rounds     {plan.rounds}, {plan.training.local_steps} local steps of {plan.training.batch_size} patients"
+    yield f"  predicts   {plan.label.column}: {', '.join(plan.class_names)}"
+    start = f"model {plan.initial_model[:16]}…" if plan.initial_model else f"seed {plan.seed}"
+    yield f"  begins at  {start}"
+    blending = "plain steps" if plan.blending.kind == "off" else f"blending {plan.blending.kind}"
+    yield f"  method     preset {plan.preset}: {blending}, proximity {plan.proximity.kind}"
+
+
+def _roster(plan: Plan) -> Iterator[str]:
+    yield f"{len(plan.institutions)} institutions"
+    rows = [("", *plan.modality_order)]
+    rows += [(i.name, *("x" if m in i.modalities else "-" for m in plan.modality_order)) for i in plan.institutions]
+    rows.append(("columns", *(str(len(m.columns)) for m in plan.modalities)))
+    yield from _table(rows)
+
+
+def _components(plan: Plan, parts: Layout) -> Iterator[str]:
+    yield f"Components (summed from k_min = {plan.secure_sum.k_min} owners on)"
+    rows = [("", "owners", "parameters up to", "")]
+    rows += [(name, str(len(each.owners)), f"{each.size:,}", _fate(each)) for name, each in parts.components.items()]
+    yield from _table(rows)
+
+
+def _fate(component: Component) -> str:
+    if component.shared:
+        return "summed"
+    owners = ", ".join(component.owners)
+    return f"stays at its institution ({owners})" if len(component.owners) == 1 else f"stays with each of {owners}"
+
+
+def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
+    settings, n = plan.secure_sum, len(plan.institutions)
+    encoding = ModelEncoding(settings.clip, settings.headroom, n)
+    shared = [name for name, each in parts.components.items() if each.shared]
+    floor = settings.k_min
+    losses = [subset for subset, holders in parts.subsets.items() if len(holders) >= floor]
+    yield "Secure sums"
+    yield f"  backend    {settings.backend}"
+    yield (
+        f"  roster     {settings.threshold} of {n} open a sum and sign for it; stands {settings.max_colluders} "
+        f"colluding and {n - settings.threshold} dropped out"
+    )
+    yield f"  sum A      {len(shared)} components a round"
+    yield f"  sum B      losses of {', '.join(losses) if losses else 'no subset'}"
+    kept = [subset for subset in parts.subsets if subset not in losses]
+    if kept:
+        yield f"             too few institutions, kept local: {', '.join(kept)}"
+    yield (
+        f"  ring       mod 2^32, clip ±{settings.clip:g}, headroom {settings.headroom:g}: "
+        f"scale {encoding.scale:.6g}, one step is {1 / encoding.scale:.3g}"
+    )
+    uploads = {name: _upload(parts, name) for name in plan.roster}
+    most = max(uploads, key=lambda name: uploads[name])
+    yield f"  bytes      up to {uploads[most]:,} a round from one institution ({most}), 4 a parameter, plus keys"
+
+
+def _upload(parts: Layout, institution: str) -> int:
+    owned = (parts.components[name] for name in parts.owned(institution))
+    return 4 * sum(component.size for component in owned if component.shared)
+
+
+def _privacy(plan: Plan) -> Iterator[str]:
+    privacy = plan.differential_privacy
+    if not privacy.enabled:
+        yield "Differential privacy: off. The opened sums themselves are seen by everybody in the run."
+        return
+    yield f"Differential privacy: at most ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for one institution"
+    yield f"  training   σ = {privacy.noise_multiplier:g}, gradients of a patient clipped to {privacy.max_gradient_norm:g}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
