@@ -30,7 +30,7 @@ class FlatOptimiser:
         weights: float32[d], changed in place by `step`.
         rates: disjoint slices of `weights` with their learning rates, all at least 0.
         momentum: of `momentum`, in [0, 1).
-        weight_decay: λ of λ·w, added to the gradient (coupled, as torch does), at least 0.
+        weight_decay: λ, at least 0: each step first takes rate·λ·w off (decoupled, as in AdamW).
         proximal: FedProx μ of μ·(w − w(t)), added to the gradient, at least 0 (Li et al. 2020, equation 2).
 
     Raises:
@@ -65,11 +65,8 @@ class FlatOptimiser:
     def step(self, gradient: torch.Tensor) -> None:
         """One step along −`gradient` (float32[d], overwritten); decay and proximity come on top, never clipped."""
         self._steps += 1
-        pull = self._decay + self._proximal
-        if pull > 0.0:
-            gradient.add_(self._weights, alpha=pull)
         if self._start is not None:
-            gradient.sub_(self._start, alpha=self._proximal)
+            gradient.add_(self._weights, alpha=self._proximal).sub_(self._start, alpha=self._proximal)
         scale = 1.0
         direction = gradient
         if self._first is not None and self._second is not None:
@@ -83,4 +80,6 @@ class FlatOptimiser:
             direction = self._first.mul_(self._momentum).add_(gradient)
         for part, rate in self._rates:
             if rate > 0.0:
+                if self._decay > 0.0:
+                    self._weights[part].mul_(1.0 - rate * self._decay)
                 self._weights[part].sub_(direction[part], alpha=rate * scale)

@@ -266,7 +266,7 @@ class GradientSource:
         return None
 
     def gradient(self) -> torch.Tensor | None:
-        """Fills the model's `gradients_flat` for one step; returns the batch's mean loss, None if the batch is empty."""
+        """Fills the model's `gradients_flat` for one step; returns the batch's mean loss, None if it is empty."""
         raise NotImplementedError
 
 
