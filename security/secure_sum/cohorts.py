@@ -14,34 +14,42 @@ MAX_COHORTS: Final = 12
 """Distinct cohorts of one quantity in a round; 2^12 unions are checked at most."""
 
 
+def subtracts_below(k_min: int, cohorts: Iterable[Cohort]) -> int | None:
+    """The smallest difference below `k_min` that sums over these cohorts would give; None if there is none.
+
+    Every cohort is held against every disjoint union of the others that lies inside it (a single one is a union too).
+    More than `MAX_COHORTS` distinct cohorts cannot be checked and count as a difference of 0.
+
+    Args:
+        k_min: the privacy floor.
+        cohorts: of one quantity in one round; equal ones count once.
+    """
+    distinct = sorted(set(cohorts), key=lambda c: (len(c), sorted(c)))
+    if len(distinct) > MAX_COHORTS:
+        return 0
+    differences = [
+        len(whole - union) for whole in distinct for union in _disjoint_unions([c for c in distinct if c < whole])
+    ]
+    return min((size for size in differences if 0 < size < k_min), default=None)
+
+
 def check_no_differencing(quantity: str, cohorts: Iterable[Cohort], k_min: int) -> None:
     """Refuses cohorts of one quantity in one round whose sums subtract to fewer than `k_min` institutions.
 
-    Every cohort is held against every disjoint union of the others that lies inside it (a single one is a union too).
-
     Args:
         quantity: named in the error.
-        cohorts: cohorts with at least `k_min` members each; equal ones count once.
+        cohorts: cohorts with at least `k_min` members each.
         k_min: the privacy floor.
 
     Raises:
         DifferencingError: some difference has 1 to k_min − 1 members, or there are more cohorts than can be checked.
     """
-    distinct = sorted(set(cohorts), key=lambda c: (len(c), sorted(c)))
-    if len(distinct) > MAX_COHORTS:
+    rest = subtracts_below(k_min, cohorts)
+    if rest is not None:
         raise DifferencingError(
-            f"{len(distinct)} different cohorts for {quantity!r} in one round are more than can be checked.",
-            remedy="Merge rows of the plan.",
+            f"sums of {quantity!r} would subtract to {rest} institutions, below the floor of {k_min}.",
+            remedy="Merge the two cohorts in the plan, or wait for a round with more institutions.",
         )
-    for whole in distinct:
-        inside = [c for c in distinct if c < whole]
-        for union in _disjoint_unions(inside):
-            rest = whole - union
-            if 0 < len(rest) < k_min:
-                raise DifferencingError(
-                    f"sums of {quantity!r} would subtract to {len(rest)} institutions, below the floor of {k_min}.",
-                    remedy="Merge the two cohorts in the plan, or wait for a round with more institutions.",
-                )
 
 
 def _disjoint_unions(cohorts: Sequence[Cohort]) -> Iterable[Cohort]:

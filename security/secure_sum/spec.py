@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from security.errors import ConfigurationError
+from security.secure_sum.cohorts import subtracts_below
 
 MAX_COMPLETE_GRAPH: Final = 100
 """Largest roster whose mask graph is complete (rule 10); the sparse graph of Bell et al. 2020 comes later."""
@@ -162,9 +163,16 @@ class Attempt:
         )
 
     def opened_parts(self, sum_name: str, cohort: frozenset[str], alive: frozenset[str]) -> tuple[Part, ...]:
-        """The parts that may be opened: uploaded ones that keep `k_min` survivors (rule 9)."""
-        return tuple(
-            p
-            for p in self.sum(sum_name).parts
-            if len(p.contributors & cohort) >= self.k_min and len(p.contributors & alive) >= self.k_min
-        )
+        """The parts that may be opened, in plan order: uploaded ones that keep `k_min` survivors (rule 9).
+
+        Among parts of one quantity, one that could be subtracted from those before it stays shut as well.
+        """
+        opened: list[Part] = []
+        for part in self.sum(sum_name).parts:
+            survivors = part.contributors & alive
+            if len(part.contributors & cohort) < self.k_min or len(survivors) < self.k_min:
+                continue
+            beside = [p.contributors & alive for p in opened if part.quantity and p.quantity == part.quantity]
+            if subtracts_below(self.k_min, [*beside, survivors]) is None:
+                opened.append(part)
+        return tuple(opened)

@@ -398,10 +398,11 @@ class JournalEntry(_message.Message):
     CLOSE_KEYS_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
     CLOSE_SHARES_FIELD_NUMBER: _builtins.int
+    BEGIN_SUM_FIELD_NUMBER: _builtins.int
     UPLOAD_FIELD_NUMBER: _builtins.int
-    COMPLETED_FIELD_NUMBER: _builtins.int
     CLOSE_UPLOADS_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    DECIDE_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
     CLOSE_SUM_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -409,17 +410,21 @@ class JournalEntry(_message.Message):
     @_builtins.property
     def close_keys(self) -> Global___CloseKeys: ...
     @_builtins.property
-    def shares(self) -> Global___SignedMessage: ...
+    def shares(self) -> Global___DealtShares: ...
     @_builtins.property
     def close_shares(self) -> Global___CloseShares: ...
     @_builtins.property
-    def upload(self) -> Global___SignedMessage: ...
+    def begin_sum(self) -> Global___BeginSum: ...
     @_builtins.property
-    def completed(self) -> Global___CompletedUpload: ...
+    def upload(self) -> Global___SignedMessage:
+        """The header of a completed upload."""
+
     @_builtins.property
     def close_uploads(self) -> Global___CloseUploads: ...
     @_builtins.property
     def signature(self) -> Global___SignedMessage: ...
+    @_builtins.property
+    def decide(self) -> Global___Decide: ...
     @_builtins.property
     def opening(self) -> Global___SignedMessage: ...
     @_builtins.property
@@ -429,20 +434,21 @@ class JournalEntry(_message.Message):
         *,
         keys: Global___SignedMessage | None = ...,
         close_keys: Global___CloseKeys | None = ...,
-        shares: Global___SignedMessage | None = ...,
+        shares: Global___DealtShares | None = ...,
         close_shares: Global___CloseShares | None = ...,
+        begin_sum: Global___BeginSum | None = ...,
         upload: Global___SignedMessage | None = ...,
-        completed: Global___CompletedUpload | None = ...,
         close_uploads: Global___CloseUploads | None = ...,
         signature: Global___SignedMessage | None = ...,
+        decide: Global___Decide | None = ...,
         opening: Global___SignedMessage | None = ...,
         close_sum: Global___CloseSum | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "completed", b"completed", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "completed", b"completed", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "upload", "completed", "close_uploads", "signature", "opening", "close_sum"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "begin_sum", "upload", "close_uploads", "signature", "decide", "opening", "close_sum"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -464,6 +470,29 @@ class CloseKeys(_message.Message):
 Global___CloseKeys: _TypeAlias = CloseKeys  # noqa: Y015
 
 @_typing.final
+class DealtShares(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENDER_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    sender: _builtins.str
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedMessage]: ...
+    def __init__(
+        self,
+        *,
+        sender: _builtins.str = ...,
+        messages: _abc.Iterable[Global___SignedMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "sender", b"sender"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealtShares: _TypeAlias = DealtShares  # noqa: Y015
+
+@_typing.final
 class CloseShares(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -479,63 +508,64 @@ class CloseShares(_message.Message):
 Global___CloseShares: _TypeAlias = CloseShares  # noqa: Y015
 
 @_typing.final
-class CompletedUpload(_message.Message):
+class BeginSum(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SUM_FIELD_NUMBER: _builtins.int
-    SENDER_FIELD_NUMBER: _builtins.int
-    sum: _builtins.str
-    sender: _builtins.str
+    CONSUMED_FIELD_NUMBER: _builtins.int
+    consumed: _builtins.bytes
     def __init__(
         self,
         *,
-        sum: _builtins.str = ...,
-        sender: _builtins.str = ...,
+        consumed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender", "sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumed", b"consumed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CompletedUpload: _TypeAlias = CompletedUpload  # noqa: Y015
+Global___BeginSum: _TypeAlias = BeginSum  # noqa: Y015
 
 @_typing.final
 class CloseUploads(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SUM_FIELD_NUMBER: _builtins.int
-    TRANSCRIPT_FIELD_NUMBER: _builtins.int
-    sum: _builtins.str
-    transcript: _builtins.bytes
     def __init__(
         self,
-        *,
-        sum: _builtins.str = ...,
-        transcript: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum", "transcript", b"transcript"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseUploads: _TypeAlias = CloseUploads  # noqa: Y015
 
 @_typing.final
-class CloseSum(_message.Message):
+class Decide(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SUM_FIELD_NUMBER: _builtins.int
-    sum: _builtins.str
     def __init__(
         self,
-        *,
-        sum: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decide: _TypeAlias = Decide  # noqa: Y015
+
+@_typing.final
+class CloseSum(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,131 @@
+"""The coordinator's durable record of an attempt: every accepted input in order, replayed to restore it.
+
+Replaying goes through the same checks as the first time, so a damaged record is refused, not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from consilium.v1 import secure_sum_pb2 as pb
+
+from security.secure_sum.aggregator import Aggregator
+from security.secure_sum.messages import Signed
+from security.secure_sum.phases import AggregatorPhase
+from security.secure_sum.spec import Attempt
+
+_STEPS: Final = frozenset({"close_keys", "close_shares", "close_uploads", "decide", "close_sum"})
+
+
+class JournalledAggregator(Aggregator):
+    """An aggregator that can write down what it accepted. Its steps are `Aggregator`'s."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._entries: list[pb.JournalEntry] = []
+        self._noted: set[bytes] = set()
+
+    def journal(self) -> bytes:
+        """Everything accepted so far; `restore` makes the same machine of it."""
+        return pb.AttemptJournal(entries=self._entries).SerializeToString(deterministic=True)
+
+    def take_keys(self, signed: Signed) -> None:
+        """See `Aggregator`."""
+        super().take_keys(signed)
+        self._note(pb.JournalEntry(keys=signed.to_proto()))
+
+    def close_keys(self) -> None:
+        """See `Aggregator`."""
+        super().close_keys()
+        self._note(pb.JournalEntry(close_keys=pb.CloseKeys()))
+
+    def take_shares(self, sender: str, messages: Iterable[Signed]) -> None:
+        """See `Aggregator`."""
+        envelopes = tuple(messages)
+        super().take_shares(sender, envelopes)
+        self._note(pb.JournalEntry(shares=pb.DealtShares(sender=sender, messages=[e.to_proto() for e in envelopes])))
+
+    def close_shares(self) -> None:
+        """See `Aggregator`."""
+        super().close_shares()
+        self._note(pb.JournalEntry(close_shares=pb.CloseShares()))
+
+    def begin_sum(self, consumed: bytes) -> None:
+        """See `Aggregator`."""
+        super().begin_sum(consumed)
+        self._note(pb.JournalEntry(begin_sum=pb.BeginSum(consumed=consumed)))
+
+    def complete_upload(self, sender: str) -> None:
+        """See `Aggregator`. The header is noted here: an upload that is not complete is not resumed by a restart."""
+        super().complete_upload(sender)
+        self._note(pb.JournalEntry(upload=self.current.headers[sender].to_proto()))
+
+    def close_uploads(self) -> bytes:
+        """See `Aggregator`."""
+        payload = super().close_uploads()
+        self._note(pb.JournalEntry(close_uploads=pb.CloseUploads()))
+        return payload
+
+    def take_signature(self, signed: Signed) -> None:
+        """See `Aggregator`."""
+        super().take_signature(signed)
+        self._note(pb.JournalEntry(signature=signed.to_proto()))
+
+    def decide(self) -> None:
+        """See `Aggregator`."""
+        super().decide()
+        self._note(pb.JournalEntry(decide=pb.Decide()))
+
+    def take_opening(self, signed: Signed) -> None:
+        """See `Aggregator`."""
+        super().take_opening(signed)
+        self._note(pb.JournalEntry(opening=signed.to_proto()))
+
+    def close_sum(self) -> None:
+        """See `Aggregator`."""
+        super().close_sum()
+        self._note(pb.JournalEntry(close_sum=pb.CloseSum()))
+
+    def _note(self, entry: pb.JournalEntry) -> None:
+        encoded = entry.SerializeToString(deterministic=True)
+        # A repeated message is accepted and changes nothing; it need not be written twice.
+        if entry.WhichOneof("entry") in _STEPS or encoded not in self._noted:
+            self._noted.add(encoded)
+            self._entries.append(entry)
+
+
+def restore(attempt: Attempt, journal: bytes) -> JournalledAggregator:
+    """The machine that wrote `journal`.
+
+    Raises:
+        ProtocolError: an entry does not hold any more; the journal is of another attempt or damaged.
+    """
+    machine = JournalledAggregator(attempt)
+    for entry in pb.AttemptJournal.FromString(journal).entries:
+        match entry.WhichOneof("entry"):
+            case "keys":
+                machine.take_keys(Signed.from_proto(entry.keys))
+            case "close_keys":
+                machine.close_keys()
+            case "shares":
+                machine.take_shares(entry.shares.sender, [Signed.from_proto(m) for m in entry.shares.messages])
+            case "close_shares":
+                machine.close_shares()
+            case "begin_sum":
+                machine.begin_sum(entry.begin_sum.consumed)
+            case "upload":
+                machine.take_header(Signed.from_proto(entry.upload))
+                machine.complete_upload(entry.upload.signer)
+            case "close_uploads":
+                machine.close_uploads()
+            case "signature":
+                machine.take_signature(Signed.from_proto(entry.signature))
+            case "decide":
+                machine.decide()
+            case "opening":
+                machine.take_opening(Signed.from_proto(entry.opening))
+            case "close_sum":
+                machine.close_sum()
+    assert isinstance(machine.phase, AggregatorPhase)
+    return machine
