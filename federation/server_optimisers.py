@@ -49,8 +49,7 @@ class ServerOptimiserSettings:
         momentum: `β` of FedAvgM, in [0, 1).
         beta1: decay of `m` in FedAdam and FedYogi, in [0, 1).
         beta2: decay of `v` in FedAdam and FedYogi, in [0, 1).
-        tau: `τ`, the degree of adaptivity, above 0. `v` starts at 0 here: initial state is zeros for every
-            slot.
+        tau: `τ`, the degree of adaptivity, above 0; `v` starts at `τ²`.
 
     Raises:
         ConfigurationError: a field is out of range.
@@ -77,15 +76,17 @@ class ServerOptimiserSettings:
         for name in ("momentum", "beta1", "beta2"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise ConfigurationError(
-                    f"server optimiser: {name} is {value!r}.", remedy="Use 0 <= value < 1."
-                )
+                raise ConfigurationError(f"server optimiser: {name} is {value!r}.", remedy="Use 0 <= value < 1.")
 
 
 def state_slots(kind: Kind) -> tuple[str, ...]:
-    """Names of the state vectors that `kind` keeps per component, each float32[n] and zero before the first
-    round."""
+    """Names of the state vectors that `kind` keeps per component, each float32[n]."""
     return _SLOTS[kind]
+
+
+def initial_value(settings: ServerOptimiserSettings, slot: str) -> float:
+    """What a state vector is filled with before the first round: `v = τ²` (Reddi et al., Algorithm 2), else 0."""
+    return settings.tau * settings.tau if slot == "v" else 0.0
 
 
 def apply(
@@ -102,7 +103,7 @@ def apply(
         settings: the plan's optimiser.
         weights: float32[n], `w(t)`; becomes `w(t+1)`.
         delta: float32[n], `δ_G`; left alone.
-        state: float32[n] for each of `state_slots(settings.kind)`, zeros before the first round.
+        state: float32[n] for each of `state_slots(settings.kind)`; `initial_value` before the first round.
 
     Raises:
         ConfigurationError: a slot is missing or left over, or sizes or dtypes do not fit. Nothing was
