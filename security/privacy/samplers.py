@@ -160,8 +160,9 @@ def _collect(attempt: Callable[[int], Integers], count: int) -> Integers:
     return found
 
 
+_DIGITS: Final = Context(prec=60)
 _GEOMETRIC_FLOOR: Final = np.array(
-    [int(Context(prec=60).exp(Decimal(-k)) * 2**64) for k in range(44, 0, -1)], dtype=np.uint64
+    [int(_DIGITS.multiply(_DIGITS.exp(Decimal(-k)), Decimal(2**64))) for k in range(44, 0, -1)], dtype=np.uint64
 )
 """floor(2^64 exp(-k)) for k = 44 … 1, ascending; exp(-45) is below 2^-64."""
 
@@ -226,9 +227,10 @@ def _exp_enclosure(gamma: Fraction, digits: int) -> tuple[Fraction, Fraction]:
     rounded outward, so one ulp on either side encloses the truth.
     """
     below, above = Context(prec=digits, rounding=ROUND_FLOOR), Context(prec=digits, rounding=ROUND_CEILING)
-    n, d = Decimal(gamma.numerator), Decimal(gamma.denominator)
-    low = below.next_minus(below.exp(-above.divide(n, d)))
-    high = above.next_plus(above.exp(-below.divide(n, d)))
+    # No operator of Decimal's own here, not even a minus sign: they round to the thread's 28 digits.
+    n, d = Decimal(-gamma.numerator), Decimal(gamma.denominator)
+    low = below.next_minus(below.exp(below.divide(n, d)))
+    high = above.next_plus(above.exp(above.divide(n, d)))
     return Fraction(low), Fraction(high)
 
 
