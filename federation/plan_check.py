@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import pairwise
 from typing import Final, cast
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ MAX_INSTITUTIONS: Final = 100  # beyond, masks need Bell's neighbour graph (DESI
 MAX_CLASSES: Final = 1000
 LARGEST_WEIGHT_SUM: Final = 1.0  # Σα: α_i = ñ_i / N_c over a component's owners, and survivors are among them
 COLUMN_LIMIT: Final = 1e9  # of |low| and |high|
+MAX_PARAMETERS: Final = 2**31  # of one encoder, 8 GiB; the paper's largest has 514 million
 
 _NAME_REMEDY: Final = "Use 1 to 63 lower-case letters, digits, '-' and '_', beginning with a letter or digit."
 _TEXT_REMEDY: Final = "Use 1 to 200 printable characters, without blanks at the ends."
@@ -134,6 +136,11 @@ def _modalities(plan: Plan) -> Iterator[Problem]:
             )
         if not modality.columns:
             yield Problem((*path, "columns"), "no column.", "List the columns of this modality.")
+        widths = (modality.widest_input, *modality.hidden, plan.model.encoding_width)
+        parameters = sum((a + 1) * b for a, b in pairwise(widths))
+        if parameters > MAX_PARAMETERS:
+            remedy = "Make the layers narrower, or use fewer columns."
+            yield Problem((*path, "hidden"), f"an encoder of {parameters:,} parameters.", remedy)
         columns = (((*path, "columns", k, "name"), c.name) for k, c in enumerate(modality.columns))
         yield from _distinct(columns, "the column")
         for k, column in enumerate(modality.columns):

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from federation.fixed_point import ModelEncoding
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan, digest
-from federation.plan_tables import Modality
 
 
 def describe(plan: Plan) -> str:
@@ -15,15 +14,9 @@ def describe(plan: Plan) -> str:
 
     Sizes are upper bounds: the feature schema, agreed when the run begins, may leave columns out.
     """
-    parts = layout(plan, {modality.name: widest_input(modality) for modality in plan.modalities})
+    parts = layout(plan, {modality.name: modality.widest_input for modality in plan.modalities})
     sections = (_head(plan), _roster(plan), _components(plan, parts), _sums(plan, parts), _privacy(plan))
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
-
-
-def widest_input(modality: Modality) -> int:
-    """Most input features that a modality can have: a numeric column gives its value and a missing indicator, a
-    categorical one a feature for each category, for `other` and for missing."""
-    return sum(2 if column.kind == "numeric" else len(column.categories) + 2 for column in modality.columns)
 
 
 def _head(plan: Plan) -> Iterator[str]:
@@ -96,7 +89,8 @@ def _privacy(plan: Plan) -> Iterator[str]:
         yield "Differential privacy: off. The opened sums themselves are seen by everybody in the run."
         return
     yield f"Differential privacy: at most ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for one institution"
-    yield f"  training   σ = {privacy.noise_multiplier:g}, gradients of a patient clipped to {privacy.max_gradient_norm:g}"
+    sigma, norm = privacy.noise_multiplier, privacy.max_gradient_norm
+    yield f"  training   σ = {sigma:g}, gradients of a patient clipped to {norm:g}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -84,6 +84,12 @@ class Modality(PlanTable):
         about("Widths of the encoder's hidden layers; `model.encoding_width` is added as the last."),
     ] = (64,)
 
+    @property
+    def widest_input(self) -> int:
+        """Most input features that the modality can have, schema pending: a numeric column gives its value and a
+        missing indicator, a categorical one a feature for each category, for `other` and for missing."""
+        return sum(2 if c.kind == "numeric" else len(c.categories) + 2 for c in self.columns)
+
 
 class Institution(PlanTable):
     """One legal institution of the roster."""

@@ -79,7 +79,8 @@ def example_plan(institutions: int = 9, **changes: Any) -> Plan:
     for name, change in changes.items():
         old = fields.get(name, Plan.model_fields[name].default)
         if isinstance(change, Mapping) and isinstance(old, BaseModel):
-            fields[name] = type(old)(**{**dict(old), **change})
+            kept = {each: getattr(old, each) for each in type(old).model_fields}  # dict() trips over Deadlines.keys
+            fields[name] = type(old)(**{**kept, **change})
         else:
             fields[name] = change
     if "features" not in changes:
