@@ -134,7 +134,7 @@ def load(files: TlsFiles, now: datetime, *, expected_role: Role | None = None) -
         ConfigurationError: the key or the revocation list cannot be parsed.
         Each names the file as its `place`.
     """
-    key_pem = _read(files.key, secret=True)
+    key_pem = read_private_key(files.key)
     certificate_pem = _read(files.certificate)
     authority_pem = _read(files.authority)
     revoked: frozenset[str] = frozenset()
@@ -260,6 +260,11 @@ class ReloadingTls:
             not_after=material.identity.not_after.isoformat(),
             revoked=len(material.revoked),
         )
+
+
+def read_private_key(path: Path) -> bytes:
+    """The content of a private key's file; raises TlsFileError or KeyPermissionError as `load` does."""
+    return _read(path, secret=True)
 
 
 def _read(path: Path, *, secret: bool = False) -> bytes:
