@@ -22,13 +22,104 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from consilium.v1 import secure_sum_pb2 as consilium_dot_v1_dot_secure__sum__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onsilium/v1/service.proto\x12\x0c\x63onsilium.v1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63onsilium/v1/service.proto\x12\x0c\x63onsilium.v1\x1a\x1d\x63onsilium/v1/secure_sum.proto\"0\n\x14GetInvitationRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"%\n\x15GetInvitationResponse\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\",\n\x0c\x45nrolRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"\x1f\n\rEnrolResponse\x12\x0e\n\x06reason\x18\x01 \x01(\t\"H\n\x14NextDirectiveRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05known\x18\x02 \x01(\x04\x12\x14\n\x0cwait_seconds\x18\x03 \x01(\x01\"C\n\x15NextDirectiveResponse\x12*\n\tdirective\x18\x01 \x01(\x0b\x32\x17.consilium.v1.Directive\"\x89\x03\n\tDirective\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.consilium.v1.WaitH\x00\x12+\n\tmake_keys\x18\x03 \x01(\x0b\x32\x16.consilium.v1.MakeKeysH\x00\x12/\n\x0b\x64\x65\x61l_shares\x18\x04 \x01(\x0b\x32\x18.consilium.v1.DealSharesH\x00\x12.\n\ncontribute\x18\x05 \x01(\x0b\x32\x18.consilium.v1.ContributeH\x00\x12+\n\tsign_list\x18\x06 \x01(\x0b\x32\x16.consilium.v1.SignListH\x00\x12/\n\x0bopen_shares\x18\x07 \x01(\x0b\x32\x18.consilium.v1.OpenSharesH\x00\x12\'\n\x07sit_out\x18\x08 \x01(\x0b\x32\x14.consilium.v1.SitOutH\x00\x12+\n\trun_ended\x18\t \x01(\x0b\x32\x16.consilium.v1.RunEndedH\x00\x42\x06\n\x04kind\"\x15\n\x04Wait\x12\r\n\x05phase\x18\x01 \x01(\t\"0\n\x08MakeKeys\x12\x13\n\x0bround_start\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"7\n\nDealShares\x12)\n\x04keys\x18\x01 \x03(\x0b\x32\x1b.consilium.v1.SignedMessage\"f\n\nContribute\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x02 \x03(\t\x12+\n\x06shares\x18\x03 \x03(\x0b\x32\x1b.consilium.v1.SignedMessage\x12\x0e\n\x06opened\x18\x04 \x03(\x0c\"\x18\n\x08SignList\x12\x0c\n\x04list\x18\x01 \x01(\x0c\"K\n\nOpenShares\x12\x0c\n\x04list\x18\x01 \x01(\x0c\x12/\n\nsignatures\x18\x02 \x03(\x0b\x32\x1b.consilium.v1.SignedMessage\"\x18\n\x06SitOut\x12\x0e\n\x06reason\x18\x01 \x01(\t\"H\n\x08RunEnded\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66inal\x18\x03 \x01(\x0c\x12\r\n\x05model\x18\x04 \x01(\t\"\x93\x02\n\rSubmitRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12+\n\x04keys\x18\x02 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12+\n\x06shares\x18\x03 \x01(\x0b\x32\x19.consilium.v1.DealtSharesH\x00\x12\x30\n\tsignature\x18\x04 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12.\n\x07opening\x18\x05 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12.\n\nwithdrawal\x18\x06 \x01(\x0b\x32\x18.consilium.v1.WithdrawalH\x00\x42\t\n\x07message\":\n\nWithdrawal\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"\x10\n\x0eSubmitResponse\"L\n\x10GetUploadRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12+\n\x06header\x18\x02 \x01(\x0b\x32\x1b.consilium.v1.SignedMessage\"5\n\x11GetUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"\x87\x01\n\rUploadRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.consilium.v1.UploadStartH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12.\n\x07trailer\x18\x03 \x01(\x0b\x32\x1b.consilium.v1.UploadTrailerH\x00\x42\t\n\x07message\"W\n\x0bUploadStart\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12+\n\x06header\x18\x02 \x01(\x0b\x32\x1b.consilium.v1.SignedMessage\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1f\n\rUploadTrailer\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"2\n\x0eUploadResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\">\n\x0f\x44ownloadRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"1\n\x10\x44ownloadResponse\x12\x0e\n\x06length\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x1f\n\x0fStartRunRequest\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\"\x1f\n\x10StartRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"\x11\n\x0fListRunsRequest\":\n\x10ListRunsResponse\x12&\n\x04runs\x18\x01 \x03(\x0b\x32\x18.consilium.v1.RunSummary\"t\n\nRunSummary\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\t\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"9\n\x0eGetRunResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.consilium.v1.RunStatus\"\x1e\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\";\n\x10WatchRunResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.consilium.v1.RunStatus\"\xd2\x01\n\tRunStatus\x12)\n\x07summary\x18\x01 \x01(\x0b\x32\x18.consilium.v1.RunSummary\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x17\n\x0f\x65lapsed_seconds\x18\x04 \x01(\x01\x12\x19\n\x11remaining_seconds\x18\x05 \x01(\x01\x12\x35\n\x0cinstitutions\x18\x06 \x03(\x0b\x32\x1f.consilium.v1.InstitutionStatus\x12\x0f\n\x07records\x18\x07 \x03(\t\"V\n\x11InstitutionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63ombination\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"-\n\x0eStopRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x11\n\x0fStopRunResponse\"&\n\x17ListInstitutionsRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\"Q\n\x18ListInstitutionsResponse\x12\x35\n\x0cinstitutions\x18\x01 \x03(\x0b\x32\x1f.consilium.v1.InstitutionStatus\"0\n\x12\x45xportModelRequest\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\r\"2\n\x13\x45xportModelResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x32\xb1\x04\n\x12InstitutionService\x12X\n\rGetInvitation\x12\".consilium.v1.GetInvitationRequest\x1a#.consilium.v1.GetInvitationResponse\x12@\n\x05\x45nrol\x12\x1a.consilium.v1.EnrolRequest\x1a\x1b.consilium.v1.EnrolResponse\x12X\n\rNextDirective\x12\".consilium.v1.NextDirectiveRequest\x1a#.consilium.v1.NextDirectiveResponse\x12\x43\n\x06Submit\x12\x1b.consilium.v1.SubmitRequest\x1a\x1c.consilium.v1.SubmitResponse\x12L\n\tGetUpload\x12\x1e.consilium.v1.GetUploadRequest\x1a\x1f.consilium.v1.GetUploadResponse\x12\x45\n\x06Upload\x12\x1b.consilium.v1.UploadRequest\x1a\x1c.consilium.v1.UploadResponse(\x01\x12K\n\x08\x44ownload\x12\x1d.consilium.v1.DownloadRequest\x1a\x1e.consilium.v1.DownloadResponse0\x01\x32\xba\x04\n\x0fOperatorService\x12I\n\x08StartRun\x12\x1d.consilium.v1.StartRunRequest\x1a\x1e.consilium.v1.StartRunResponse\x12I\n\x08ListRuns\x12\x1d.consilium.v1.ListRunsRequest\x1a\x1e.consilium.v1.ListRunsResponse\x12\x43\n\x06GetRun\x12\x1b.consilium.v1.GetRunRequest\x1a\x1c.consilium.v1.GetRunResponse\x12K\n\x08WatchRun\x12\x1d.consilium.v1.WatchRunRequest\x1a\x1e.consilium.v1.WatchRunResponse0\x01\x12\x46\n\x07StopRun\x12\x1c.consilium.v1.StopRunRequest\x1a\x1d.consilium.v1.StopRunResponse\x12\x61\n\x10ListInstitutions\x12%.consilium.v1.ListInstitutionsRequest\x1a&.consilium.v1.ListInstitutionsResponse\x12T\n\x0b\x45xportModel\x12 .consilium.v1.ExportModelRequest\x1a!.consilium.v1.ExportModelResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'consilium.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GETINVITATIONREQUEST']._serialized_start=75
+  _globals['_GETINVITATIONREQUEST']._serialized_end=123
+  _globals['_GETINVITATIONRESPONSE']._serialized_start=125
+  _globals['_GETINVITATIONRESPONSE']._serialized_end=162
+  _globals['_ENROLREQUEST']._serialized_start=164
+  _globals['_ENROLREQUEST']._serialized_end=208
+  _globals['_ENROLRESPONSE']._serialized_start=210
+  _globals['_ENROLRESPONSE']._serialized_end=241
+  _globals['_NEXTDIRECTIVEREQUEST']._serialized_start=243
+  _globals['_NEXTDIRECTIVEREQUEST']._serialized_end=315
+  _globals['_NEXTDIRECTIVERESPONSE']._serialized_start=317
+  _globals['_NEXTDIRECTIVERESPONSE']._serialized_end=384
+  _globals['_DIRECTIVE']._serialized_start=387
+  _globals['_DIRECTIVE']._serialized_end=780
+  _globals['_WAIT']._serialized_start=782
+  _globals['_WAIT']._serialized_end=803
+  _globals['_MAKEKEYS']._serialized_start=805
+  _globals['_MAKEKEYS']._serialized_end=853
+  _globals['_DEALSHARES']._serialized_start=855
+  _globals['_DEALSHARES']._serialized_end=910
+  _globals['_CONTRIBUTE']._serialized_start=912
+  _globals['_CONTRIBUTE']._serialized_end=1014
+  _globals['_SIGNLIST']._serialized_start=1016
+  _globals['_SIGNLIST']._serialized_end=1040
+  _globals['_OPENSHARES']._serialized_start=1042
+  _globals['_OPENSHARES']._serialized_end=1117
+  _globals['_SITOUT']._serialized_start=1119
+  _globals['_SITOUT']._serialized_end=1143
+  _globals['_RUNENDED']._serialized_start=1145
+  _globals['_RUNENDED']._serialized_end=1217
+  _globals['_SUBMITREQUEST']._serialized_start=1220
+  _globals['_SUBMITREQUEST']._serialized_end=1495
+  _globals['_WITHDRAWAL']._serialized_start=1497
+  _globals['_WITHDRAWAL']._serialized_end=1555
+  _globals['_SUBMITRESPONSE']._serialized_start=1557
+  _globals['_SUBMITRESPONSE']._serialized_end=1573
+  _globals['_GETUPLOADREQUEST']._serialized_start=1575
+  _globals['_GETUPLOADREQUEST']._serialized_end=1651
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1653
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1706
+  _globals['_UPLOADREQUEST']._serialized_start=1709
+  _globals['_UPLOADREQUEST']._serialized_end=1844
+  _globals['_UPLOADSTART']._serialized_start=1846
+  _globals['_UPLOADSTART']._serialized_end=1933
+  _globals['_UPLOADTRAILER']._serialized_start=1935
+  _globals['_UPLOADTRAILER']._serialized_end=1966
+  _globals['_UPLOADRESPONSE']._serialized_start=1968
+  _globals['_UPLOADRESPONSE']._serialized_end=2018
+  _globals['_DOWNLOADREQUEST']._serialized_start=2020
+  _globals['_DOWNLOADREQUEST']._serialized_end=2082
+  _globals['_DOWNLOADRESPONSE']._serialized_start=2084
+  _globals['_DOWNLOADRESPONSE']._serialized_end=2133
+  _globals['_STARTRUNREQUEST']._serialized_start=2135
+  _globals['_STARTRUNREQUEST']._serialized_end=2166
+  _globals['_STARTRUNRESPONSE']._serialized_start=2168
+  _globals['_STARTRUNRESPONSE']._serialized_end=2199
+  _globals['_LISTRUNSREQUEST']._serialized_start=2201
+  _globals['_LISTRUNSREQUEST']._serialized_end=2218
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2220
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2278
+  _globals['_RUNSUMMARY']._serialized_start=2280
+  _globals['_RUNSUMMARY']._serialized_end=2396
+  _globals['_GETRUNREQUEST']._serialized_start=2398
+  _globals['_GETRUNREQUEST']._serialized_end=2426
+  _globals['_GETRUNRESPONSE']._serialized_start=2428
+  _globals['_GETRUNRESPONSE']._serialized_end=2485
+  _globals['_WATCHRUNREQUEST']._serialized_start=2487
+  _globals['_WATCHRUNREQUEST']._serialized_end=2517
+  _globals['_WATCHRUNRESPONSE']._serialized_start=2519
+  _globals['_WATCHRUNRESPONSE']._serialized_end=2578
+  _globals['_RUNSTATUS']._serialized_start=2581
+  _globals['_RUNSTATUS']._serialized_end=2791
+  _globals['_INSTITUTIONSTATUS']._serialized_start=2793
+  _globals['_INSTITUTIONSTATUS']._serialized_end=2879
+  _globals['_STOPRUNREQUEST']._serialized_start=2881
+  _globals['_STOPRUNREQUEST']._serialized_end=2926
+  _globals['_STOPRUNRESPONSE']._serialized_start=2928
+  _globals['_STOPRUNRESPONSE']._serialized_end=2945
+  _globals['_LISTINSTITUTIONSREQUEST']._serialized_start=2947
+  _globals['_LISTINSTITUTIONSREQUEST']._serialized_end=2985
+  _globals['_LISTINSTITUTIONSRESPONSE']._serialized_start=2987
+  _globals['_LISTINSTITUTIONSRESPONSE']._serialized_end=3068
+  _globals['_EXPORTMODELREQUEST']._serialized_start=3070
+  _globals['_EXPORTMODELREQUEST']._serialized_end=3118
+  _globals['_EXPORTMODELRESPONSE']._serialized_start=3120
+  _globals['_EXPORTMODELRESPONSE']._serialized_end=3170
+  _globals['_INSTITUTIONSERVICE']._serialized_start=3173
+  _globals['_INSTITUTIONSERVICE']._serialized_end=3734
+  _globals['_OPERATORSERVICE']._serialized_start=3737
+  _globals['_OPERATORSERVICE']._serialized_end=4307
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from consilium.v1 import service_pb2 as consilium_dot_v1_dot_service__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -22,3 +23,682 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
+
+
+class InstitutionServiceStub(object):
+    """What an institution's node calls. Every call is idempotent on (run, round, attempt, phase, institution); there is no
+    state in a connection. The caller's name is in its certificate, never in a field.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetInvitation = channel.unary_unary(
+                '/consilium.v1.InstitutionService/GetInvitation',
+                request_serializer=consilium_dot_v1_dot_service__pb2.GetInvitationRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.GetInvitationResponse.FromString,
+                _registered_method=True)
+        self.Enrol = channel.unary_unary(
+                '/consilium.v1.InstitutionService/Enrol',
+                request_serializer=consilium_dot_v1_dot_service__pb2.EnrolRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.EnrolResponse.FromString,
+                _registered_method=True)
+        self.NextDirective = channel.unary_unary(
+                '/consilium.v1.InstitutionService/NextDirective',
+                request_serializer=consilium_dot_v1_dot_service__pb2.NextDirectiveRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.NextDirectiveResponse.FromString,
+                _registered_method=True)
+        self.Submit = channel.unary_unary(
+                '/consilium.v1.InstitutionService/Submit',
+                request_serializer=consilium_dot_v1_dot_service__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.SubmitResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/consilium.v1.InstitutionService/GetUpload',
+                request_serializer=consilium_dot_v1_dot_service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/consilium.v1.InstitutionService/Upload',
+                request_serializer=consilium_dot_v1_dot_service__pb2.UploadRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.UploadResponse.FromString,
+                _registered_method=True)
+        self.Download = channel.unary_stream(
+                '/consilium.v1.InstitutionService/Download',
+                request_serializer=consilium_dot_v1_dot_service__pb2.DownloadRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.DownloadResponse.FromString,
+                _registered_method=True)
+
+
+class InstitutionServiceServicer(object):
+    """What an institution's node calls. Every call is idempotent on (run, round, attempt, phase, institution); there is no
+    state in a connection. The caller's name is in its certificate, never in a field.
+    """
+
+    def GetInvitation(self, request, context):
+        """The run that this institution is invited to, if there is one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enrol(self, request, context):
+        """Joins a run whose plan local policy accepts, or says which rule refused it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NextDirective(self, request, context):
+        """What to do next. Answers when it differs from `known`, or after a while with the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Submit(self, request, context):
+        """Signed messages of the secure sum.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How far an upload has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """A masked vector: header, chunks, trailer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Download(self, request, context):
+        """Content by digest, from an offset on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_InstitutionServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetInvitation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInvitation,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.GetInvitationRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.GetInvitationResponse.SerializeToString,
+            ),
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.EnrolRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.EnrolResponse.SerializeToString,
+            ),
+            'NextDirective': grpc.unary_unary_rpc_method_handler(
+                    servicer.NextDirective,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.NextDirectiveRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.NextDirectiveResponse.SerializeToString,
+            ),
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.SubmitRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.SubmitResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.GetUploadRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.UploadRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.UploadResponse.SerializeToString,
+            ),
+            'Download': grpc.unary_stream_rpc_method_handler(
+                    servicer.Download,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.DownloadRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.DownloadResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'consilium.v1.InstitutionService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('consilium.v1.InstitutionService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class InstitutionService(object):
+    """What an institution's node calls. Every call is idempotent on (run, round, attempt, phase, institution); there is no
+    state in a connection. The caller's name is in its certificate, never in a field.
+    """
+
+    @staticmethod
+    def GetInvitation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.InstitutionService/GetInvitation',
+            consilium_dot_v1_dot_service__pb2.GetInvitationRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.GetInvitationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.InstitutionService/Enrol',
+            consilium_dot_v1_dot_service__pb2.EnrolRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NextDirective(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.InstitutionService/NextDirective',
+            consilium_dot_v1_dot_service__pb2.NextDirectiveRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.NextDirectiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.InstitutionService/Submit',
+            consilium_dot_v1_dot_service__pb2.SubmitRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.SubmitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.InstitutionService/GetUpload',
+            consilium_dot_v1_dot_service__pb2.GetUploadRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/consilium.v1.InstitutionService/Upload',
+            consilium_dot_v1_dot_service__pb2.UploadRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.UploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Download(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/consilium.v1.InstitutionService/Download',
+            consilium_dot_v1_dot_service__pb2.DownloadRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.DownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class OperatorServiceStub(object):
+    """What an operator calls, with an operator certificate. Aggregates only.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.StartRun = channel.unary_unary(
+                '/consilium.v1.OperatorService/StartRun',
+                request_serializer=consilium_dot_v1_dot_service__pb2.StartRunRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.StartRunResponse.FromString,
+                _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/consilium.v1.OperatorService/ListRuns',
+                request_serializer=consilium_dot_v1_dot_service__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
+        self.GetRun = channel.unary_unary(
+                '/consilium.v1.OperatorService/GetRun',
+                request_serializer=consilium_dot_v1_dot_service__pb2.GetRunRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.GetRunResponse.FromString,
+                _registered_method=True)
+        self.WatchRun = channel.unary_stream(
+                '/consilium.v1.OperatorService/WatchRun',
+                request_serializer=consilium_dot_v1_dot_service__pb2.WatchRunRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.WatchRunResponse.FromString,
+                _registered_method=True)
+        self.StopRun = channel.unary_unary(
+                '/consilium.v1.OperatorService/StopRun',
+                request_serializer=consilium_dot_v1_dot_service__pb2.StopRunRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.StopRunResponse.FromString,
+                _registered_method=True)
+        self.ListInstitutions = channel.unary_unary(
+                '/consilium.v1.OperatorService/ListInstitutions',
+                request_serializer=consilium_dot_v1_dot_service__pb2.ListInstitutionsRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.ListInstitutionsResponse.FromString,
+                _registered_method=True)
+        self.ExportModel = channel.unary_stream(
+                '/consilium.v1.OperatorService/ExportModel',
+                request_serializer=consilium_dot_v1_dot_service__pb2.ExportModelRequest.SerializeToString,
+                response_deserializer=consilium_dot_v1_dot_service__pb2.ExportModelResponse.FromString,
+                _registered_method=True)
+
+
+class OperatorServiceServicer(object):
+    """What an operator calls, with an operator certificate. Aggregates only.
+    """
+
+    def StartRun(self, request, context):
+        """Starts a run from a plan's exact bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRuns(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRun(self, request, context):
+        """Status now and after every change, until the run ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopRun(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInstitutions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportModel(self, request, context):
+        """The files of the exported model, one after the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_OperatorServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'StartRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRun,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.StartRunRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.StartRunResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.ListRunsRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'GetRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRun,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.GetRunRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.GetRunResponse.SerializeToString,
+            ),
+            'WatchRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRun,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.WatchRunRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'StopRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopRun,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.StopRunRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.StopRunResponse.SerializeToString,
+            ),
+            'ListInstitutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInstitutions,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.ListInstitutionsRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.ListInstitutionsResponse.SerializeToString,
+            ),
+            'ExportModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportModel,
+                    request_deserializer=consilium_dot_v1_dot_service__pb2.ExportModelRequest.FromString,
+                    response_serializer=consilium_dot_v1_dot_service__pb2.ExportModelResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'consilium.v1.OperatorService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('consilium.v1.OperatorService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class OperatorService(object):
+    """What an operator calls, with an operator certificate. Aggregates only.
+    """
+
+    @staticmethod
+    def StartRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.OperatorService/StartRun',
+            consilium_dot_v1_dot_service__pb2.StartRunRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.StartRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.OperatorService/ListRuns',
+            consilium_dot_v1_dot_service__pb2.ListRunsRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.OperatorService/GetRun',
+            consilium_dot_v1_dot_service__pb2.GetRunRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/consilium.v1.OperatorService/WatchRun',
+            consilium_dot_v1_dot_service__pb2.WatchRunRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.OperatorService/StopRun',
+            consilium_dot_v1_dot_service__pb2.StopRunRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInstitutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/consilium.v1.OperatorService/ListInstitutions',
+            consilium_dot_v1_dot_service__pb2.ListInstitutionsRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.ListInstitutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/consilium.v1.OperatorService/ExportModel',
+            consilium_dot_v1_dot_service__pb2.ExportModelRequest.SerializeToString,
+            consilium_dot_v1_dot_service__pb2.ExportModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

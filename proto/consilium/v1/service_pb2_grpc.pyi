@@ -4,10 +4,17 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from consilium.v1 import service_pb2 as _service_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
+import sys
 import typing as _typing
+
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
+else:
+    from typing_extensions import Self as _Self
 
 _T = _typing.TypeVar("_T")
 
@@ -18,3 +25,203 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
+
+class InstitutionServiceStub:
+    """What an institution's node calls. Every call is idempotent on (run, round, attempt, phase, institution); there is no
+    state in a connection. The caller's name is in its certificate, never in a field.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> InstitutionServiceAsyncStub: ...
+    GetInvitation: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetInvitationRequest, _service_pb2.GetInvitationResponse]
+    """The run that this institution is invited to, if there is one."""
+    Enrol: _grpc.UnaryUnaryMultiCallable[_service_pb2.EnrolRequest, _service_pb2.EnrolResponse]
+    """Joins a run whose plan local policy accepts, or says which rule refused it."""
+    NextDirective: _grpc.UnaryUnaryMultiCallable[_service_pb2.NextDirectiveRequest, _service_pb2.NextDirectiveResponse]
+    """What to do next. Answers when it differs from `known`, or after a while with the same."""
+    Submit: _grpc.UnaryUnaryMultiCallable[_service_pb2.SubmitRequest, _service_pb2.SubmitResponse]
+    """Signed messages of the secure sum."""
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetUploadRequest, _service_pb2.GetUploadResponse]
+    """How far an upload has come."""
+    Upload: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadRequest, _service_pb2.UploadResponse]
+    """A masked vector: header, chunks, trailer."""
+    Download: _grpc.UnaryStreamMultiCallable[_service_pb2.DownloadRequest, _service_pb2.DownloadResponse]
+    """Content by digest, from an offset on."""
+
+@_typing.type_check_only
+class InstitutionServiceAsyncStub(InstitutionServiceStub):
+    """What an institution's node calls. Every call is idempotent on (run, round, attempt, phase, institution); there is no
+    state in a connection. The caller's name is in its certificate, never in a field.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetInvitation: _aio.UnaryUnaryMultiCallable[_service_pb2.GetInvitationRequest, _service_pb2.GetInvitationResponse]  # type: ignore[assignment]
+    """The run that this institution is invited to, if there is one."""
+    Enrol: _aio.UnaryUnaryMultiCallable[_service_pb2.EnrolRequest, _service_pb2.EnrolResponse]  # type: ignore[assignment]
+    """Joins a run whose plan local policy accepts, or says which rule refused it."""
+    NextDirective: _aio.UnaryUnaryMultiCallable[_service_pb2.NextDirectiveRequest, _service_pb2.NextDirectiveResponse]  # type: ignore[assignment]
+    """What to do next. Answers when it differs from `known`, or after a while with the same."""
+    Submit: _aio.UnaryUnaryMultiCallable[_service_pb2.SubmitRequest, _service_pb2.SubmitResponse]  # type: ignore[assignment]
+    """Signed messages of the secure sum."""
+    GetUpload: _aio.UnaryUnaryMultiCallable[_service_pb2.GetUploadRequest, _service_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """How far an upload has come."""
+    Upload: _aio.StreamUnaryMultiCallable[_service_pb2.UploadRequest, _service_pb2.UploadResponse]  # type: ignore[assignment]
+    """A masked vector: header, chunks, trailer."""
+    Download: _aio.UnaryStreamMultiCallable[_service_pb2.DownloadRequest, _service_pb2.DownloadResponse]  # type: ignore[assignment]
+    """Content by digest, from an offset on."""
+
+class InstitutionServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What an institution's node calls. Every call is idempotent on (run, round, attempt, phase, institution); there is no
+    state in a connection. The caller's name is in its certificate, never in a field.
+    """
+
+    @_abc_1.abstractmethod
+    def GetInvitation(
+        self,
+        request: _service_pb2.GetInvitationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetInvitationResponse, _abc.Awaitable[_service_pb2.GetInvitationResponse]]:
+        """The run that this institution is invited to, if there is one."""
+
+    @_abc_1.abstractmethod
+    def Enrol(
+        self,
+        request: _service_pb2.EnrolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.EnrolResponse, _abc.Awaitable[_service_pb2.EnrolResponse]]:
+        """Joins a run whose plan local policy accepts, or says which rule refused it."""
+
+    @_abc_1.abstractmethod
+    def NextDirective(
+        self,
+        request: _service_pb2.NextDirectiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.NextDirectiveResponse, _abc.Awaitable[_service_pb2.NextDirectiveResponse]]:
+        """What to do next. Answers when it differs from `known`, or after a while with the same."""
+
+    @_abc_1.abstractmethod
+    def Submit(
+        self,
+        request: _service_pb2.SubmitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SubmitResponse, _abc.Awaitable[_service_pb2.SubmitResponse]]:
+        """Signed messages of the secure sum."""
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _service_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetUploadResponse, _abc.Awaitable[_service_pb2.GetUploadResponse]]:
+        """How far an upload has come."""
+
+    @_abc_1.abstractmethod
+    def Upload(
+        self,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.UploadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.UploadResponse, _abc.Awaitable[_service_pb2.UploadResponse]]:
+        """A masked vector: header, chunks, trailer."""
+
+    @_abc_1.abstractmethod
+    def Download(
+        self,
+        request: _service_pb2.DownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.DownloadResponse], _abc.AsyncIterator[_service_pb2.DownloadResponse]]:
+        """Content by digest, from an offset on."""
+
+def add_InstitutionServiceServicer_to_server(servicer: InstitutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class OperatorServiceStub:
+    """What an operator calls, with an operator certificate. Aggregates only."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
+    StartRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.StartRunRequest, _service_pb2.StartRunResponse]
+    """Starts a run from a plan's exact bytes."""
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListRunsRequest, _service_pb2.ListRunsResponse]
+    GetRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetRunRequest, _service_pb2.GetRunResponse]
+    WatchRun: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchRunRequest, _service_pb2.WatchRunResponse]
+    """Status now and after every change, until the run ends."""
+    StopRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.StopRunRequest, _service_pb2.StopRunResponse]
+    ListInstitutions: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListInstitutionsRequest, _service_pb2.ListInstitutionsResponse]
+    ExportModel: _grpc.UnaryStreamMultiCallable[_service_pb2.ExportModelRequest, _service_pb2.ExportModelResponse]
+    """The files of the exported model, one after the other."""
+
+@_typing.type_check_only
+class OperatorServiceAsyncStub(OperatorServiceStub):
+    """What an operator calls, with an operator certificate. Aggregates only."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    StartRun: _aio.UnaryUnaryMultiCallable[_service_pb2.StartRunRequest, _service_pb2.StartRunResponse]  # type: ignore[assignment]
+    """Starts a run from a plan's exact bytes."""
+    ListRuns: _aio.UnaryUnaryMultiCallable[_service_pb2.ListRunsRequest, _service_pb2.ListRunsResponse]  # type: ignore[assignment]
+    GetRun: _aio.UnaryUnaryMultiCallable[_service_pb2.GetRunRequest, _service_pb2.GetRunResponse]  # type: ignore[assignment]
+    WatchRun: _aio.UnaryStreamMultiCallable[_service_pb2.WatchRunRequest, _service_pb2.WatchRunResponse]  # type: ignore[assignment]
+    """Status now and after every change, until the run ends."""
+    StopRun: _aio.UnaryUnaryMultiCallable[_service_pb2.StopRunRequest, _service_pb2.StopRunResponse]  # type: ignore[assignment]
+    ListInstitutions: _aio.UnaryUnaryMultiCallable[_service_pb2.ListInstitutionsRequest, _service_pb2.ListInstitutionsResponse]  # type: ignore[assignment]
+    ExportModel: _aio.UnaryStreamMultiCallable[_service_pb2.ExportModelRequest, _service_pb2.ExportModelResponse]  # type: ignore[assignment]
+    """The files of the exported model, one after the other."""
+
+class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What an operator calls, with an operator certificate. Aggregates only."""
+
+    @_abc_1.abstractmethod
+    def StartRun(
+        self,
+        request: _service_pb2.StartRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.StartRunResponse, _abc.Awaitable[_service_pb2.StartRunResponse]]:
+        """Starts a run from a plan's exact bytes."""
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _service_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListRunsResponse, _abc.Awaitable[_service_pb2.ListRunsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetRun(
+        self,
+        request: _service_pb2.GetRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetRunResponse, _abc.Awaitable[_service_pb2.GetRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchRun(
+        self,
+        request: _service_pb2.WatchRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.WatchRunResponse], _abc.AsyncIterator[_service_pb2.WatchRunResponse]]:
+        """Status now and after every change, until the run ends."""
+
+    @_abc_1.abstractmethod
+    def StopRun(
+        self,
+        request: _service_pb2.StopRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.StopRunResponse, _abc.Awaitable[_service_pb2.StopRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListInstitutions(
+        self,
+        request: _service_pb2.ListInstitutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListInstitutionsResponse, _abc.Awaitable[_service_pb2.ListInstitutionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExportModel(
+        self,
+        request: _service_pb2.ExportModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.ExportModelResponse], _abc.AsyncIterator[_service_pb2.ExportModelResponse]]:
+        """The files of the exported model, one after the other."""
+
+def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
