@@ -1,0 +1,178 @@
+"""`node.toml`: who this node is, where its coordinator, keys and tables are, and what it computes with.
+
+What the node *permits* is not here but in `policy.toml` (`institution_node.policy`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import Field, field_validator
+
+from federation import names
+from institution_node.toml_files import RelativePath, Table, load_toml
+from security.errors import ConfigurationError
+
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+class Address(NamedTuple):
+    """Host, without brackets, and port of a TCP address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _address(value: object) -> Address:
+    how = 'write "host:port", such as "127.0.0.1:9464" or "[::1]:9464"'
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"must be an address with a port from 1 to 65535; {how}")
+    bare = host.removeprefix("[").removesuffix("]")
+    if _ip(bare) is None and (not _HOST.fullmatch(host) or bare != host):
+        raise ValueError(f"not the name or the address of a host; {how}")
+    return Address(bare, int(port))
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _local(address: Address) -> Address:
+    """Only the hospital's own network may reach what the local registry shows (DESIGN.md, "What a node shows")."""
+    ip = _ip(address.host)
+    # 0.0.0.0 counts as private but means every network of the machine.
+    own = address.host == "localhost" if ip is None else (ip.is_loopback or ip.is_private) and not ip.is_unspecified
+    if not own:
+        raise ValueError(
+            "local metrics hold losses and counts and may only be bound to loopback or a private range; "
+            'write "127.0.0.1:9464", or an address of the hospital\'s own network'
+        )
+    return address
+
+
+class Tls(Table):
+    """Key and certificates, PEM files."""
+
+    certificate: RelativePath
+    key: RelativePath
+    authority: RelativePath
+    revocations: RelativePath | None = None
+
+
+class Data(Table):
+    """The institution's tables: `.parquet`, `.csv` or `.tsv`.
+
+    Attributes:
+        labels: the label table; its column is named by the plan.
+        id_column: column of patient identifiers, in every table.
+        tables: modality to file.
+    """
+
+    labels: RelativePath
+    id_column: Annotated[str, Field(min_length=1)] = "case_id"
+    tables: dict[str, RelativePath]
+
+    @field_validator("tables")
+    @classmethod
+    def _some_table(cls, tables: dict[str, Path]) -> dict[str, Path]:
+        if not tables:
+            raise ValueError('no table is named; write `mrna = "mrna.parquet"` with the plan\'s names of modalities')
+        return tables
+
+
+class Compute(Table):
+    """What trains: `auto` takes CUDA where there is any. `threads` 0: as many as there are cores."""
+
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+class Metrics(Table):
+    """Where the two registries listen; empty: nowhere.
+
+    Attributes:
+        local: everything; only loopback or a private range.
+        shareable: the allow-list that may leave the hospital.
+    """
+
+    local: Address | None = None
+    shareable: Address | None = None
+
+    @field_validator("local", "shareable", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> Address | None:
+        return None if value is None or value == "" else _address(value)
+
+    @field_validator("local")
+    @classmethod
+    def _stays_inside(cls, value: Address | None) -> Address | None:
+        return None if value is None else _local(value)
+
+
+class Logging(Table):
+    """`text` for people, `json` for a collector."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Testing(Table):
+    """For tests, studies and the demo only: `policy.toml` must say `allow_seeded_randomness` and `data_is_public`."""
+
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
+class NodeConfig(Table):
+    """`node.toml`. Relative paths are relative to the file.
+
+    Attributes:
+        federation: its name, as in the certificates.
+        institution: this node's name, as in its certificate.
+        coordinator: its address.
+        state: folder for identity, high-water marks, ledger, private components and audit log.
+        policy: the institution's own rules.
+    """
+
+    federation: str
+    institution: str
+    coordinator: Address
+    state: RelativePath
+    policy: RelativePath = Field(default="policy.toml", validate_default=True)
+    tls: Tls
+    data: Data
+    compute: Compute = Compute()
+    metrics: Metrics = Metrics()
+    logging: Logging = Logging()
+    testing: Testing = Testing()
+
+    @field_validator("coordinator", mode="before")
+    @classmethod
+    def _reach(cls, value: object) -> Address:
+        return _address(value)
+
+    @field_validator("institution", "federation")
+    @classmethod
+    def _legal(cls, value: str) -> str:
+        try:
+            return names.check_name(value, "the name")
+        except ConfigurationError as error:
+            raise ValueError(f"{error.message.rstrip('.')}; {error.remedy.rstrip('.')}") from None
+
+
+def load_node_config(path: Path) -> NodeConfig:
+    """Reads `node.toml`.
+
+    Raises:
+        NodeFileError: every problem with file, line and remedy.
+    """
+    return load_toml(path, NodeConfig)

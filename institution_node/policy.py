@@ -1,0 +1,238 @@
+"""`policy.toml`: what this institution permits. It decides alone, and it can only tighten what a plan says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from federation.plan import Plan
+from institution_node.toml_files import Table, load_toml
+from security.errors import ConsiliumError
+from security.privacy.randomness import Randomness
+
+PRIVATE_K_MIN: Final = 3
+"""Fewest survivors of a sum, unless the data is public: of two, each would see the other's value."""
+
+Rule = Literal[
+    "federation",
+    "roster",
+    "key",
+    "modalities",
+    "accepted_plans",
+    "backend",
+    "k_min",
+    "differential_privacy",
+    "epsilon_max",
+    "allow_seeded_randomness",
+]
+
+
+class PolicyRefusal(ConsiliumError):  # noqa: N818 - a refusal is what it is called everywhere
+    """This institution takes no part, and says by which `rule`; only the rule's name may travel."""
+
+    code = "policy-refusal"
+
+    def __init__(self, rule: Rule, message: str, *, remedy: str) -> None:
+        super().__init__(message, remedy=remedy, place=f"policy rule {rule}")
+        self.rule: Rule = rule
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """Who this node is, from its own certificate and configuration.
+
+    Attributes:
+        federation: name of the federation.
+        institution: name of the institution.
+        key: public identity key, the `p256:…` text.
+        modalities: those that the node has tables of.
+    """
+
+    federation: str
+    institution: str
+    key: str
+    modalities: Collection[str]
+
+
+class Policy(Table):
+    """The institution's own rules.
+
+    Attributes:
+        accepted_plans: digests (64 hex digits) of the plans that may run here; nothing else runs.
+        k_min: fewest survivors of a sum; never below 3 unless the data is public.
+        epsilon_max: most privacy loss of one plan; where it is given, a plan without differential privacy is refused.
+        data_is_public: the tables hold nothing that needs protection: tests, studies, the bench.
+        similar_cohorts: `withhold` does so even where the plan only logs.
+        allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.
+    """
+
+    accepted_plans: tuple[str, ...] = ()
+    k_min: Annotated[int, Field(ge=1, le=100)] | None = None
+    epsilon_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    data_is_public: bool = False
+    similar_cohorts: Literal["log", "withhold"] = "log"
+    allow_seeded_randomness: bool = False
+
+    @field_validator("accepted_plans")
+    @classmethod
+    def _digests(cls, digests: tuple[str, ...]) -> tuple[str, ...]:
+        for digest in digests:
+            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(
+                    f"{digest[:16]!r}… is not the digest of a plan; write the 64 hex digits that "
+                    "`consilium plan check` prints"
+                )
+        return digests
+
+    @model_validator(mode="after")
+    def _only_public_data_may_loosen(self) -> Self:
+        if not self.data_is_public:
+            if self.allow_seeded_randomness:
+                raise ValueError(
+                    "allow_seeded_randomness needs data_is_public = true, because who knows the seed can "
+                    "subtract the noise; take it out"
+                )
+            if self.k_min is not None and self.k_min < PRIVATE_K_MIN:
+                raise ValueError(
+                    f"k_min below {PRIVATE_K_MIN} needs data_is_public = true; write {PRIVATE_K_MIN} or more"
+                )
+        return self
+
+    @property
+    def smallest_sum(self) -> int:
+        """Fewest survivors of a sum that this institution helps to open."""
+        return self.k_min or (1 if self.data_is_public else PRIVATE_K_MIN)
+
+    def k_min_of(self, plan: Plan) -> int:
+        """The stricter of the plan's and the policy's floor."""
+        return max(self.smallest_sum, plan.secure_sum.k_min)
+
+    def similar_cohorts_of(self, plan: Plan) -> Literal["log", "withhold"]:
+        """The stricter of what plan and policy say about similar cohorts."""
+        return "withhold" if "withhold" in (self.similar_cohorts, plan.secure_sum.similar_cohorts) else "log"
+
+    def epsilon_of(self, plan: Plan) -> float:
+        """Most that a run of the plan may spend here: the stricter of plan and policy. Infinite without DP."""
+        if not plan.differential_privacy.enabled:
+            return float("inf")
+        return min(plan.differential_privacy.epsilon, self.epsilon_max or float("inf"))
+
+    def check(self, plan: Plan, plan_digest: bytes, own: NodeIdentity) -> None:
+        """Returns if this institution takes part in the plan.
+
+        Args:
+            plan: a plan that has passed `federation.plan_check`.
+            plan_digest: SHA-256 of the exact bytes received, `federation.plan.digest`.
+            own: this node.
+
+        Raises:
+            PolicyRefusal: the first rule that the plan breaks.
+        """
+        for refusal in self.refusals(plan, plan_digest, own):
+            raise refusal
+
+    def check_randomness(self, rng: Randomness) -> None:
+        """Returns if keys, batches and noise may come from `rng`.
+
+        Raises:
+            PolicyRefusal: it is seeded, and the policy does not allow that.
+        """
+        if rng.seeded and not self.allow_seeded_randomness:
+            raise PolicyRefusal(
+                "allow_seeded_randomness",
+                "randomness from a seed protects nobody.",
+                remedy="Take [testing] seed out of node.toml; only policies of public data may allow it.",
+            )
+
+    def refusals(self, plan: Plan, plan_digest: bytes, own: NodeIdentity) -> tuple[PolicyRefusal, ...]:
+        """Every rule that the plan breaks, in order: what `consilium-node check` lists."""
+        return (*self._not_ours(plan, own), *self._not_permitted(plan, plan_digest.hex()))
+
+    def _not_ours(self, plan: Plan, own: NodeIdentity) -> list[PolicyRefusal]:
+        broken: list[PolicyRefusal] = []
+
+        def refuse(rule: Rule, message: str, remedy: str) -> None:
+            broken.append(PolicyRefusal(rule, message, remedy=remedy))
+
+        if plan.federation != own.federation:
+            refuse(
+                "federation",
+                f"the plan is for federation {plan.federation!r}, this node belongs to {own.federation!r}.",
+                "Ask the operator for a plan of this federation.",
+            )
+        entry = next((each for each in plan.institutions if each.name == own.institution), None)
+        if entry is None:
+            refuse(
+                "roster",
+                f"{own.institution!r} is not in the plan's roster.",
+                "Ask the operator to add this institution; a new roster is a new run.",
+            )
+            return broken
+        if entry.key != own.key:
+            refuse(
+                "key",
+                f"the plan has another identity key for {own.institution!r}.",
+                "Send the operator what `consilium pki show` prints of this node's certificate.",
+            )
+        absent = [modality for modality in entry.modalities if modality not in own.modalities]
+        if absent:
+            refuse(
+                "modalities",
+                f"the plan expects {', '.join(absent)} of {own.institution!r}, and there is no such table here.",
+                "Name the table in [data.tables] of node.toml, or ask the operator to correct the roster.",
+            )
+        return broken
+
+    def _not_permitted(self, plan: Plan, digest: str) -> list[PolicyRefusal]:
+        broken: list[PolicyRefusal] = []
+
+        def refuse(rule: Rule, message: str, remedy: str) -> None:
+            broken.append(PolicyRefusal(rule, message, remedy=remedy))
+
+        if digest not in self.accepted_plans:
+            refuse(
+                "accepted_plans",
+                f"plan {digest} has not been accepted here.",
+                f'Review it with `consilium plan check`, then add "{digest}" to accepted_plans in policy.toml.',
+            )
+        if plan.secure_sum.backend != "masks" and not self.data_is_public:
+            refuse(
+                "backend",
+                f"the plan's backend {plan.secure_sum.backend!r} shows every vector to the coordinator.",
+                'Ask for a plan with backend = "masks".',
+            )
+        if plan.secure_sum.k_min < self.smallest_sum:
+            refuse(
+                "k_min",
+                f"the plan opens sums of {plan.secure_sum.k_min}, fewer than the {self.smallest_sum} demanded here.",
+                f"Ask for a plan with k_min of at least {self.smallest_sum}.",
+            )
+        if self.epsilon_max is not None:
+            privacy = plan.differential_privacy
+            if not privacy.enabled:
+                refuse(
+                    "differential_privacy",
+                    "the plan has no differential privacy, and this institution demands it.",
+                    f"Ask for a plan with differential privacy and epsilon of at most {self.epsilon_max:g}.",
+                )
+            elif privacy.epsilon > self.epsilon_max:
+                refuse(
+                    "epsilon_max",
+                    f"the plan may spend ε = {privacy.epsilon:g}, more than the {self.epsilon_max:g} allowed here.",
+                    f"Ask for a plan with epsilon of at most {self.epsilon_max:g}.",
+                )
+        return broken
+
+
+def load_policy(path: Path) -> Policy:
+    """Reads `policy.toml`.
+
+    Raises:
+        NodeFileError: every problem with file, line and remedy.
+    """
+    return load_toml(path, Policy)
