@@ -65,7 +65,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("threads = 2", "thread = 2", 21, "there is no key compute.thread (did you mean 'threads'?)", "device"),
         ('state = "state"', 'stat = "state"', 4, "no key stat (did you mean 'state'?)", "Take it out"),
         ("threads = 2", "threads = -1", 21, "compute.threads is out of range", "at least 0"),
-        ('device = "cpu"', 'device = "tpu"', 19, "compute.device is not a word", "'cpu', 'cuda' or 'auto'"),
+        ('device = "cpu"', 'device = "tpu"', 20, "compute.device is not a word", "'cpu', 'cuda' or 'auto'"),
         ("threads = 2", 'threads = "2"', 21, "must be a whole number", "a whole number"),
         (":8443", "", 3, "an address with a port", "host:port"),
         (":8443", ":0", 3, "an address with a port", "host:port"),
