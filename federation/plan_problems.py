@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from security.errors import ConfigurationError
 
@@ -126,7 +127,7 @@ def _problem(path: Path, kind: str, item: Any, root: type[BaseModel]) -> Problem
     context = item.get("ctx", {})
     table = model_at(path, root)
     if kind == "missing":
-        what = "table" if table else "field"
+        what = "field" if table is None else "list" if _is_list(path, root) else "table"
         return Problem(path, f"this {what} is missing.", f"Write it: {_description(path, root)}")
     if kind == "extra_forbidden":
         owner = model_at(path[:-1], root)
@@ -148,7 +149,16 @@ def _problem(path: Path, kind: str, item: Any, root: type[BaseModel]) -> Problem
     return Problem(path, f"{item['msg']}.", "See docs/plan-reference.md.")
 
 
-def _description(path: Path, root: type[BaseModel]) -> str:
+def _field(path: Path, root: type[BaseModel]) -> FieldInfo | None:
     owner = model_at(path[:-1], root)
-    field = owner.model_fields.get(str(path[-1])) if owner else None
+    return owner.model_fields.get(str(path[-1])) if owner else None
+
+
+def _is_list(path: Path, root: type[BaseModel]) -> bool:
+    field = _field(path, root)
+    return field is not None and get_origin(field.annotation) is tuple
+
+
+def _description(path: Path, root: type[BaseModel]) -> str:
+    field = _field(path, root)
     return (field.description if field else None) or "see docs/plan-reference.md."

@@ -77,7 +77,7 @@ class Modality(PlanTable):
     """One kind of data about a patient, with its encoder."""
 
     name: Annotated[str, about("Name of the modality: lower-case letters, digits, `-` and `_`.")]
-    columns: Annotated[tuple[Column, ...], about("Its columns; at least one.")]
+    columns: Annotated[tuple[Column, ...], about("Its columns; at least one, here or in a file of `columns_file`.")]
     hidden: Annotated[
         tuple[U32, ...],
         Range(1, 131072),
