@@ -38,7 +38,7 @@ def load_plan(text: str, *, path_label: str, read_relative: Callable[[str], str]
         text: the TOML.
         path_label: what to call the text in messages, `plan.toml`.
         read_relative: reads the text of a file named in the plan, relative to it; may raise OSError or
-            UnicodeDecodeError.
+            ValueError.
 
     Returns:
         A plan that has passed `plan_check.check`.
@@ -191,8 +191,8 @@ def _columns_in_file(
         return []
     try:
         text = read_relative(file)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "not text in UTF-8"
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no such name, or not UTF-8"
         writer.report(path, f"{file!r} cannot be read: {why}.", "Correct the name; it is relative to the plan.")
         return []
     columns = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from federation.plan import Plan
 from federation.plan_problems import model_at
 from federation.plan_reference import reference
@@ -18,13 +20,13 @@ def test_the_committed_page_is_the_generated_one() -> None:
 
 
 def test_every_field_has_a_description() -> None:
-    waiting = [Plan]
+    waiting: list[type[BaseModel]] = [Plan]
     while waiting:
         model = waiting.pop()
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
             inner = model_at((name,), model)
             if inner is not None:
-                waiting.append(inner)  # type: ignore[arg-type]  # any table of the plan, not only Plan
+                waiting.append(inner)
             else:
                 assert f"| `{name}` |" in reference()
