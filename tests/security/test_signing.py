@@ -25,6 +25,9 @@ from security.signing import (
 KEY = IdentityKey.generate()
 OTHER = IdentityKey.generate()
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+UNCOMPRESSED = KEY.private_key.public_key().public_bytes(
+    serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+)
 TAGS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255)
 
 
@@ -51,9 +54,7 @@ def test_any_changed_bit_is_refused(tag: str, payload: bytes, data: st.DataObjec
 
 @given(TAGS, st.binary(max_size=40), TAGS, st.binary(max_size=40))
 def test_signed_bytes_are_injective(tag: str, payload: bytes, tag2: str, payload2: bytes) -> None:
-    assert (signed_bytes(tag, payload) == signed_bytes(tag2, payload2)) == (
-        (tag, payload) == (tag2, payload2)
-    )
+    assert (signed_bytes(tag, payload) == signed_bytes(tag2, payload2)) == ((tag, payload) == (tag2, payload2))
 
 
 def test_a_tag_cannot_run_into_its_payload() -> None:
@@ -82,9 +83,10 @@ def test_the_mirrored_signature_is_refused() -> None:
         b"\xff" * 64,
         KEY.sign("keys", b"hello")[:63],
         KEY.sign("keys", b"hello") + b"\0",
+        KEY.sign("keys", b"hello")[:32] + b"\0" + KEY.sign("keys", b"hello")[32:],
         OTHER.sign("keys", b"hello"),
     ],
-    ids=["empty", "zeros", "ones", "short", "long", "other-key"],
+    ids=["empty", "zeros", "ones", "short", "long", "padded", "other-key"],
 )
 def test_bad_signatures_give_one_typed_error(signature: bytes) -> None:
     with pytest.raises(BadSignatureError) as caught:
@@ -97,6 +99,7 @@ def test_bad_signatures_give_one_typed_error(signature: bytes) -> None:
     "public",
     [
         b"",
+        UNCOMPRESSED,
         b"\x02" * 32,
         b"\0" * 33,
         b"\x02" + b"\xff" * 32,
@@ -104,7 +107,7 @@ def test_bad_signatures_give_one_typed_error(signature: bytes) -> None:
         KEY.public + b"\0",
         b"\x04" + b"\1" * 64,
     ],
-    ids=["empty", "short", "infinity", "past-the-field", "wrong-form", "long", "off-curve"],
+    ids=["empty", "uncompressed", "short", "infinity", "past-the-field", "wrong-form", "long", "off-curve"],
 )
 def test_malformed_points_give_the_same_error(public: bytes) -> None:
     with pytest.raises(BadSignatureError):
