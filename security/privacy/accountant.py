@@ -16,9 +16,11 @@ Both only grow with another release, so the answer does too.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -101,7 +103,8 @@ def _one_step(noise_multiplier: float, sampling_rate: float) -> _Curve:
     event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
     if sampling_rate < 1.0:
         event = dp_accounting.PoissonSampledDpEvent(sampling_rate, event)
-    curve = RdpAccountant(list(_orders())).compose(event).rdp
+    with _quiet():
+        curve = RdpAccountant(list(_orders())).compose(event).rdp
     # Rounding can leave -1e-17 where the truth is a hair above 0.
     return _frozen(np.maximum(np.asarray(curve, dtype=np.float64), 0.0))
 
@@ -130,6 +133,18 @@ def _convert(curve: _Curve, delta: float) -> float:
         return 0.0
     value, _ = compute_epsilon(list(_orders()), list(curve), delta)
     return max(0.0, float(value))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings that it leaves out an order, which can only make epsilon larger."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _frozen(curve: _Curve) -> _Curve:

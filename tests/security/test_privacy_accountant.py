@@ -58,6 +58,11 @@ def test_sampled_training_agrees_with_dp_accounting_and_is_no_less_than_the_tigh
     assert tight <= ours <= 1.2 * tight
 
 
+def test_an_order_that_the_library_leaves_out_alarms_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    assert epsilon([SampledGaussian(1.1, 0.0801, 400)], DELTA) > 10  # at this rate it leaves out three orders
+    assert capfd.readouterr().err == ""
+
+
 def test_a_batch_of_everybody_is_no_sampling() -> None:
     assert epsilon([SampledGaussian(2.0, 1.0, 3)], DELTA) == epsilon([GaussianRelease(2.0, 3)], DELTA)
 
