@@ -23,7 +23,7 @@ class WeightsError(ConsiliumError):
     code = "weights"
 
 
-class PredictionError(ConfigurationError):
+class StagingError(ConfigurationError):
     """The tables to stage do not fit the model, or no patient in them can be staged."""
 
-    code = "prediction"
+    code = "staging"

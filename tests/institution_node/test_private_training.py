@@ -63,7 +63,7 @@ def naive_gradient(made: Case, row: int) -> Vector:
     model.load(made.weights)
     logits = model([torch.from_numpy(made.features[m][[row]]) for m in model.modalities])
     label = torch.from_numpy(made.labels[[row]])
-    torch.stack([functional.cross_entropy(values, label) for values in logits.values()]).sum().backward()
+    torch.stack([functional.cross_entropy(values, label) for values in logits.values()]).sum().backward()  # type: ignore[no-untyped-call]  # torch ships no type
     return model.gradients_flat.numpy().astype(np.float64)
 
 

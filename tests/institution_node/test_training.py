@@ -40,7 +40,7 @@ def whole_gradient(made: Case, rows: int) -> dict[str, np.ndarray[Any, Any]]:
     model.load(made.weights)
     logits = model([torch.from_numpy(made.features[m][:rows]) for m in model.modalities])
     labels = torch.from_numpy(made.labels[:rows])
-    torch.stack([functional.cross_entropy(v, labels) for v in logits.values()]).sum().backward()
+    torch.stack([functional.cross_entropy(v, labels) for v in logits.values()]).sum().backward()  # type: ignore[no-untyped-call]  # torch ships no type
     return {n: model.gradients_flat[part].numpy().copy() for n, part in model.slices.items()}
 
 
