@@ -50,6 +50,7 @@ __all__ = [
     "BlendingFigures",
     "SubsetFigures",
     "blending_score",
+    "blending_ratio",
     "step_weights",
     "BlendingInputError",
     "BlendingStateError",
@@ -77,7 +78,7 @@ class BlendingSettings:
         window: rounds smoothed over, at least 1.
         v_min: lower clamp of `κ v`, at least 0.
         v_max: upper clamp of `κ v`, at least `v_min`.
-        epsilon: `ε`, weight of the median `O²` in the score's denominator, and DOGR's; above 0.
+        epsilon: `ε`, weight of the median `O²` in the score's denominator, and DOGR's; at least 0.
         epsilon_0: `ε_0`, absolute term of the denominator; above 0.
         generalisation: `fall` (`max(0, fall of the validation loss)`) or `absolute` (`|change|`).
         overfitting: `delta-sums`, or `weighted-means` (differences of the means of two rounds).
@@ -114,7 +115,7 @@ class BlendingSettings:
             ("window", self.window >= 1, "at least 1"),
             ("v_min", 0 <= self.v_min < math.inf, "finite, 0 or above"),
             ("v_max", self.v_min <= self.v_max < math.inf, "finite, at least v_min"),
-            ("epsilon", 0 < self.epsilon < math.inf, "finite, above 0"),
+            ("epsilon", 0 <= self.epsilon < math.inf, "finite, 0 or above"),
             ("epsilon_0", 0 < self.epsilon_0 < math.inf, "finite, above 0"),
             ("weight_floor", 0 <= self.weight_floor < math.inf, "finite, 0 or above"),
         ):
@@ -130,7 +131,7 @@ def default_settings() -> BlendingSettings:
 def paper_settings() -> BlendingSettings:
     """The preset `paper`: no smoothing, no clamp, `|G|`, differences of weighted means (METHOD.md, "DGB")."""
     return BlendingSettings(
-        smoothing=0.0, window=1, generalisation="absolute", overfitting="weighted-means", clamp=False, weight_floor=0.0
+        smoothing=0.0, window=1, generalisation="absolute", overfitting="weighted-means", clamp=False
     )
 
 
@@ -212,7 +213,7 @@ class SubsetFigures:
         training_loss, validation_loss: weighted means, per patient.
         overfitting, generalisation: smoothed `O` and `G`.
         score: `b_s`, at least 0.
-        dogr: `|O| / (|G| + ε)`, at least 0.
+        dogr: see `blending_ratio`.
     """
 
     known: bool
@@ -247,6 +248,12 @@ def blending_score(
     )
 
 
+def blending_ratio(overfitting: float, generalisation: float, settings: BlendingSettings) -> float:
+    """DOGR, `|O| / (|G| + ε)` (METHOD.md, "DGB"), at least 0; an `ε` below `ε_0` counts as `ε_0`, so it is
+    finite."""
+    return abs(overfitting) / (abs(generalisation) + max(settings.epsilon, settings.epsilon_0))
+
+
 def advance(
     state: BlendingState,
     losses: Mapping[str, LossSums],
@@ -265,7 +272,16 @@ def advance(
 
     Returns:
         The new state, and the figures of every subset that ever had losses.
+
+    Raises:
+        BlendingInputError: the median is NaN, infinite or negative.
     """
+    published = median_squared_overfitting
+    if published is not None and not (math.isfinite(published) and published >= 0):
+        raise BlendingInputError(
+            "the published median of squared overfitting is no such median.",
+            remedy="The coordinator's blending figures are damaged: report the round.",
+        )
     subsets = dict(state.subsets)
     fresh = set()
     for name, sums in losses.items():
@@ -279,7 +295,7 @@ def advance(
         if h.overfitting
     }
     median = statistics.median(o * o for o, _ in smoothed.values()) if smoothed else None
-    reference = median if median_squared_overfitting is None else median_squared_overfitting
+    reference = median if published is None else published
     figures = {}
     for name, history in sorted(subsets.items()):
         known, last = name in smoothed, (history.training, history.validation)
@@ -288,7 +304,7 @@ def advance(
             continue
         o, g = smoothed[name]
         score = blending_score(o, g, reference, settings)
-        figures[name] = SubsetFigures(True, name in fresh, *last, o, g, score, abs(o) / (abs(g) + settings.epsilon))
+        figures[name] = SubsetFigures(True, name in fresh, *last, o, g, score, blending_ratio(o, g, settings))
     return BlendingState(MappingProxyType(subsets)), BlendingFigures(MappingProxyType(figures), median)
 
 

@@ -21,6 +21,7 @@ from security.errors import ConfigurationError, ConsiliumError
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+Counts = Int64Array | Float64Array
 Labels = npt.NDArray[np.integer[Any]]
 Probabilities = npt.NDArray[np.floating[Any]]
 
@@ -140,28 +141,36 @@ def reliability_histogram(labels: Labels, probabilities: Probabilities, bins: in
 # ---------------------------------------------------------------------------------------------- summed counts
 
 
-def accuracy(confusion: Int64Array) -> float | None:
+def _counts(counts: Counts) -> Counts:
+    """Under differential privacy a noised count can be negative or broken: below zero it counts as zero,
+    which is post-processing and costs no privacy."""
+    return np.maximum(counts, counts.dtype.type(0))
+
+
+def accuracy(confusion: Counts) -> float | None:
     """Share of patients on the diagonal; None without patients."""
-    total = int(confusion.sum())
-    return int(np.trace(confusion)) / total if total else None
+    counts = _counts(confusion)
+    total = counts.sum().item()
+    return float(np.trace(counts).item() / total) if total else None
 
 
-def balanced_accuracy(confusion: Int64Array) -> float | None:
+def balanced_accuracy(confusion: Counts) -> float | None:
     """Mean recall over the classes that have patients; None without patients."""
-    present = confusion.sum(axis=1)
-    recalls = [int(confusion[c, c]) / int(n) for c, n in enumerate(present) if n]
+    rows = _counts(confusion).tolist()
+    recalls = [row[c] / sum(row) for c, row in enumerate(rows) if sum(row)]
     return sum(recalls) / len(recalls) if recalls else None
 
 
-def macro_f1(confusion: Int64Array) -> float | None:
+def macro_f1(confusion: Counts) -> float | None:
     """Mean over classes, with patients or predictions, of `2 TP / (2 TP + FP + FN)`; None without
     patients."""
-    sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
-    values = [2 * int(confusion[c, c]) / int(n) for c, n in enumerate(sizes) if n]
+    counts = _counts(confusion)
+    sizes = (counts.sum(axis=0) + counts.sum(axis=1)).tolist()
+    values = [2 * counts[c, c].item() / size for c, size in enumerate(sizes) if size]
     return sum(values) / len(values) if values else None
 
 
-def auroc(histograms: Int64Array) -> float | None:
+def auroc(histograms: Counts) -> float | None:
     """AUROC from summed score histograms; exact for the binned scores, ties counting half.
 
     Args:
@@ -171,19 +180,21 @@ def auroc(histograms: Int64Array) -> float | None:
         Two classes: of the second class. More: the mean over the classes that have both patients and others.
         None where no class has both.
     """
-    classes = histograms.shape[0]
-    chosen = [1] if classes == 2 else range(classes)
-    values = [a for c in chosen if (a := _auroc_one(histograms[c, 0], histograms[c, 1])) is not None]
+    counts = _counts(histograms)
+    chosen = [1] if counts.shape[0] == 2 else range(counts.shape[0])
+    values = [a for c in chosen if (a := _auroc_one(counts[c, 0], counts[c, 1])) is not None]
     return sum(values) / len(values) if values else None
 
 
-def _auroc_one(positive: Int64Array, negative: Int64Array) -> float | None:
-    """Mann-Whitney: pairs won plus half the pairs tied, over all pairs; in exact integers."""
-    wins_doubled, below = 0, 0
+def _auroc_one(positive: Counts, negative: Counts) -> float | None:
+    """Mann-Whitney: pairs won plus half the pairs tied, over all pairs; of whole numbers in exact
+    integers."""
+    wins_doubled, positives, below = 0, 0, 0
     for p, n in zip(positive.tolist(), negative.tolist(), strict=True):
         wins_doubled += p * (2 * below + n)
+        positives += p
         below += n
-    pairs = int(positive.sum()) * below
+    pairs = positives * below
     return wins_doubled / (2 * pairs) if pairs else None
 
 
@@ -194,14 +205,15 @@ def calibration_error(histogram: Float64Array) -> float | None:
     Args:
         histogram: float64[bins, 3], summed `reliability_histogram`s.
     """
-    patients = float(histogram[:, 0].sum())
-    return float(np.abs(histogram[:, 1] - histogram[:, 2]).sum()) / patients if patients > 0 else None
+    counts = np.maximum(histogram, 0.0)
+    patients = float(counts[:, 0].sum())
+    return min(1.0, float(np.abs(counts[:, 1] - counts[:, 2]).sum()) / patients) if patients > 0 else None
 
 
-def scores_from_counts(confusion: Int64Array, histograms: Int64Array, reliability: Float64Array) -> Scores:
-    """All metrics from summed counts."""
+def scores_from_counts(confusion: Counts, histograms: Counts, reliability: Float64Array) -> Scores:
+    """All metrics from summed counts: int64, or float64 where they were noised."""
     return Scores(
-        int(confusion.sum()),
+        round(_counts(confusion).sum().item()),
         accuracy(confusion),
         balanced_accuracy(confusion),
         macro_f1(confusion),

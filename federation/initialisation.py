@@ -64,9 +64,7 @@ class TensorSpec:
                 remedy=f"Use one of: {', '.join(get_args(Init))}.",
             )
         if self.init == "uniform_fan_in" and self.fan_in < 1:
-            raise ConfigurationError(
-                f"tensor {self.name!r} has fan-in {self.fan_in}.", remedy="Use 1 or more."
-            )
+            raise ConfigurationError(f"tensor {self.name!r} has fan-in {self.fan_in}.", remedy="Use 1 or more.")
 
     @property
     def size(self) -> int:
@@ -120,11 +118,7 @@ def _blocks(seed: int, component: str, spec: TensorSpec, block: int) -> Iterator
         length = min(block, spec.size - start)
         missing = length - spare.size
         words = np.asarray(generator.random_raw((missing + 1) // 2), np.dtype("<u8"))
-        halves = (
-            np.concatenate([spare, words.view(np.dtype("<u4"))])
-            if spare.size
-            else words.view(np.dtype("<u4"))
-        )
+        halves = np.concatenate([spare, words.view(np.dtype("<u4"))]) if spare.size else words.view(np.dtype("<u4"))
         spare = halves[length:].copy()
         values = (halves[:length] >> np.uint32(8)).astype(np.float64)
         values += 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from federation.blending import (
     paper_settings,
     step_weights,
 )
+from federation.plan_presets import PRESETS as PLAN_PRESETS
 from federation.proximity import ComponentDots, ProximitySettings, component_dots, proximity
 from security.errors import ConsiliumError
 
@@ -104,6 +106,7 @@ STEPS: dict[str, Callable[[Any], Any]] = {
     "step-weights": lambda x: step_weights(settings=default_settings(), **x),
     "blending-settings": lambda x: replace(default_settings(), **x),
     "state": BlendingState.from_json,
+    "median": lambda x: advance(BlendingState(), {}, default_settings(), x),
     "dots": lambda x: run_dots(**x),
     "proximity": lambda x: run_proximity(**x),
     "proximity-settings": lambda x: ProximitySettings(**x),
@@ -116,3 +119,11 @@ def test_bad_cases_fail_with_their_code(case: dict[str, Any]) -> None:
         STEPS[case["step"]](numbers(case["input"]))
     assert caught.value.code == case["code"]
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_those_of_the_plan(name: str) -> None:
+    settings, fields = PRESETS[name](), PLAN_PRESETS[name]["blending"]
+    shared = set(fields) & {field.name for field in dataclasses.fields(settings)}
+    assert len(shared) == 11
+    assert {field: getattr(settings, field) for field in shared} == {field: fields[field] for field in shared}

@@ -138,3 +138,17 @@ def test_no_bins_are_refused() -> None:
     for count in (ev.score_histograms, ev.reliability_histogram):
         with pytest.raises(ConsiliumError):
             count(np.array([0]), np.array([[0.5, 0.5]]), 0)
+
+
+def test_noised_counts_below_zero_count_as_zero() -> None:
+    confusion = np.array([[3.5, -1.0], [0.5, 2.0]])
+    histograms = np.array([[[2.0, -3.0], [0.0, 1.0]], [[-0.5, 1.0], [2.0, -2.0]]])
+    reliability = np.array([[-2.0, -1.0, 0.5], [4.0, 3.0, 2.5]])
+    scores = ev.scores_from_counts(confusion, histograms, reliability)
+    assert scores.patients == 6
+    assert scores.accuracy == pytest.approx(5.5 / 6)
+    assert scores.balanced_accuracy == pytest.approx((1 + 0.8) / 2)
+    assert scores.auroc == 1.0
+    assert scores.calibration_error == pytest.approx((0.5 + 0.5) / 4)
+    nothing = ev.scores_from_counts(-confusion * 0, histograms * 0, -np.ones((2, 3)))
+    assert nothing == ev.Scores(0, None, None, None, None, None)
