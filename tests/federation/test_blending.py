@@ -155,3 +155,11 @@ def test_a_private_combination_is_scored_on_the_federations_scale() -> None:
     assert alone.subsets["a+b"].generalisation == pytest.approx(0.1)
     assert alone.scores()["a+b"] == pytest.approx(blending_score(0.1, 0.1, 0.01, settings))
     assert published.scores()["a+b"] == pytest.approx(blending_score(0.1, 0.1, 0.5, settings))
+
+
+def test_without_epsilon_every_figure_is_still_finite() -> None:
+    settings = replace(default_settings(), epsilon=0.0)
+    state, _ = advance(BlendingState(), {"s": sums(1, 1, 1, 1, 1)}, settings)
+    _, figures = advance(state, {"s": sums(1, 0.5, 1, 1, 1)}, settings)
+    assert figures.subsets["s"].score == 0.0
+    assert figures.subsets["s"].dogr == pytest.approx(0.5 / 1e-6)
