@@ -27,6 +27,7 @@ from federation.toml_lines import key_lines
 __all__ = ["describe", "load_plan"]
 
 _SYNTAX_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_DEEPEST: Final = 20  # a path of the plan has at most 6 parts
 _FILE_FIELDS: Final = ("name", "kind", "low", "high", "transform", "categories")
 _DEFAULT_FIELDS: Final = _FILE_FIELDS[1:]
 
@@ -47,8 +48,8 @@ def load_plan(text: str, *, path_label: str, read_relative: Callable[[str], str]
         PlanError: every problem as `plan.toml:LINE: [section] key: problem. Remedy: …`.
     """
     text = text.removeprefix("\ufeff")  # some editors begin a file with a byte order mark
-    values = _parse(text, path_label)
-    writer = _Writing(path_label, key_lines(text), text.count("\n", 0, len(text.rstrip())) + 1)
+    values, lines = _parse(text, path_label)
+    writer = _Writing(path_label, lines, text.count("\n", 0, len(text.rstrip())) + 1)
     _fill_preset(values)
     for i, modality in enumerate(_entries(values, "modalities")):
         if isinstance(modality, dict):
@@ -107,13 +108,16 @@ def _section_and_key(path: Path) -> str:
     return f"{head} {key}" if key else head
 
 
-def _parse(text: str, label: str) -> dict[str, Any]:
+def _parse(text: str, label: str) -> tuple[dict[str, Any], dict[Path, int]]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values, lines = tomllib.loads(text), key_lines(text)
+        if any(len(path) > _DEEPEST for path in lines):
+            raise RecursionError
+        return values, lines
+    except (ValueError, RecursionError) as error:  # beside syntax: numbers of thousands of digits, endless lists
         told = _SYNTAX_PLACE.search(str(error))
         line = told.group(1) if told and told.group(1) else text.count("\n", 0, len(text.rstrip())) + 1
-        what = _SYNTAX_PLACE.sub("", str(error))
+        what = _SYNTAX_PLACE.sub("", str(error)) if isinstance(error, tomllib.TOMLDecodeError) else "beyond all limits"
         remedy = "Mend the line; texts stand in quotes, lists in [ ], one `key = value` a line."
         raise PlanError.one(f"not valid TOML: {what}.", remedy, place=f"{label}:{line}") from None
 

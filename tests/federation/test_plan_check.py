@@ -220,6 +220,12 @@ def test_a_plan_that_must_not_run(bad: Bad) -> None:
         check(bad.make())
 
 
+def test_a_plan_without_modalities() -> None:
+    problems = find_problems(example_plan(modalities=()))
+    assert problems[0].path == ("modalities",)
+    assert {problem.path[0] for problem in problems[1:]} == {"institutions"}  # what they hold is now unknown
+
+
 def test_a_headroom_below_one_could_wrap_and_is_proved_to() -> None:
     problems = find_problems(example_plan(secure_sum={"headroom": 0.5}))
     assert {path_text(problem.path) for problem in problems} == {"secure_sum.headroom"}

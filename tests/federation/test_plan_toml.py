@@ -369,6 +369,26 @@ def test_a_mistake_is_told_on_its_line(wrong: Wrong) -> None:
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 20000,
+        "[" * 500 + "]" * 500,
+        "9" * 5000,
+        "9" * 400,
+        "-9" + "9" * 400,
+        "1979-99-99",
+        '"\\u0000"',
+        '"\\ud800"',
+    ],
+    ids=["endless-list", "deep-list", "5000-digits", "400-digits", "minus", "no-date", "nul", "surrogate"],
+)
+@pytest.mark.parametrize("key", ["rounds = 20", "high = 120", 'run = "first"', 'columns_file = "genes.txt"'])
+def test_values_meant_to_break_a_parser(key: str, value: str) -> None:
+    name = key.split(" = ")[0]
+    assert problems(GOOD.replace(key, f"{name} = {value}"))
+
+
+@pytest.mark.parametrize(
     ("row", "says"),
     [
         ("TP53\tnumeric\tlow", "genes.txt:2: low: 'low' is not a number. Remedy: Write a number like -2.5"),
