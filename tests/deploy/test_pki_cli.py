@@ -121,6 +121,7 @@ def test_files_are_never_overwritten_without_force(ca: Path, node: Path) -> None
     issue = ("issue", "--federation", "tcga", "--role", "institution", "--name", "brca-1", "--out", node)
     for command in (("init", "--federation", "tcga", "--out", ca), issue, (*issue, "--renew"), sign(ca, node, "--yes")):
         assert "already" in refused(*command)
+    assert "--renew" in refused(*issue)
     assert {path: path.read_bytes() for path in before} == before
     good(*issue, "--force")
     assert (node / "key.pem").read_bytes() != before[node / "key.pem"]

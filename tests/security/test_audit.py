@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -138,6 +139,26 @@ def test_a_rewritten_entry_shows_at_the_next(path: Path) -> None:
     with pytest.raises(AuditLogBrokenError, match="entry 1 is not here") as caught:
         verify(path)
     assert caught.value.place.endswith("line 2")
+
+
+def test_another_form_of_the_same_entry_shows(path: Path) -> None:
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b'"sequence":1,', b'"sequence": 1,'))
+    with pytest.raises(AuditLogBrokenError, match="form") as caught:
+        verify(path)
+    assert caught.value.place.endswith("line 2")
+
+
+def test_a_wrong_number_shows_even_under_right_hashes(path: Path) -> None:
+    write(path, 1)
+    entry = json.loads(path.read_bytes())
+    del entry["hash"]
+    entry["sequence"] = 4
+    body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    entry["hash"] = hashlib.sha256(b"consilium/v1/audit\n" + body).hexdigest()
+    path.write_bytes(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    with pytest.raises(AuditLogBrokenError, match="entry 0 is not here"):
+        verify(path)
 
 
 def test_an_end_that_was_cut_off_shows_against_a_head_noted_elsewhere(path: Path) -> None:
@@ -280,8 +301,10 @@ def test_a_closed_log_refuses(path: Path) -> None:
 def test_paths_that_cannot_be_a_log(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real").touch()
+    (tmp_path / "link-to-file").symlink_to(tmp_path / "real")
     os.mkfifo(tmp_path / "pipe")
-    for name in ("folder", "link", "pipe", "missing/audit.jsonl"):
+    for name in ("folder", "link", "link-to-file", "pipe", "missing/audit.jsonl"):
         with pytest.raises(ConfigurationError) as caught:
             AuditLog(tmp_path / name, NOW)
         assert caught.value.place == str(tmp_path / name)
