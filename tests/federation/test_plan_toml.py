@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from federation.plan import Blending, Column, Plan, PlanError, Proximity
 from federation.plan_presets import PRESETS
 from federation.plan_problems import Problem
-from federation.plan_toml import describe, load_plan
-from tests.plans import example_institutions, example_plan
+from federation.plan_toml import load_plan
+from tests.plans import example_institutions
 
 KEYS = [institution.key for institution in example_institutions(3)]
 
@@ -431,28 +431,3 @@ def test_whatever_is_typed_in_the_middle_gives_a_plan_or_a_plan_error(typed: str
     except PlanError as error:
         found = error.problems
     assert all(problem.place.startswith(("plan.toml:", "genes.txt:")) for problem in found)
-
-
-# ----------------------------------------------------------------------------------------------------- description
-
-
-def test_the_description_says_who_takes_part_what_is_summed_and_what_stays() -> None:
-    text = describe(example_plan())
-    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
-    assert lines["brca-2"].split() == ["brca-2", "x", "x", "-"]
-    assert lines["columns"].split() == ["columns", "4", "3", "3"]
-    assert lines["encoder/mrna"].split() == ["encoder/mrna", "6", "216", "summed"]
-    assert lines["classifier/mrna+image"].endswith("stays at its institution (brca-2)")
-    assert "stands 1 colluding and 3 dropped out" in text
-    assert "losses of mrna, image, clinical, mrna+image+clinical" in text
-    assert "scale 2.14748e+09" in text
-    # brca-1: three encoders, three heads and the classifier of all three, 4 bytes a parameter
-    assert f"up to {4 * (216 + 200 + 144 + 3 * 306 + 818):,} a round from one institution (brca-1)" in text
-    assert "Differential privacy: off" in text
-
-
-def test_the_description_of_a_private_plan_names_its_budget() -> None:
-    text = describe(
-        example_plan(differential_privacy={"enabled": True, "epsilon": 3.0}, training={"class_weights": "none"})
-    )
-    assert "at most ε = 3 at δ = 1e-05" in text
