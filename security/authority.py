@@ -105,9 +105,7 @@ def create_request(
         raise ConfigurationError(fault, remedy="Give --dns or --ip for the coordinator, and for nobody else.")
     for host in dns_names:
         if not _HOST.fullmatch(host):
-            raise ConfigurationError(
-                f"{host!r} is not a host name.", remedy="Use a plain name without wildcards."
-            )
+            raise ConfigurationError(f"{host!r} is not a host name.", remedy="Use a plain name without wildcards.")
     request = (
         x509.CertificateSigningRequestBuilder()
         .subject_name(_subject(federation, role, name))
@@ -210,11 +208,7 @@ def sign_request(
 def _address_fault(role: Role, dns_names: tuple[str, ...], ip_addresses: tuple[str, ...]) -> str:
     """What is wrong with the addresses of a request; empty if nothing."""
     if role is Role.COORDINATOR:
-        return (
-            ""
-            if dns_names or ip_addresses
-            else "a coordinator's certificate needs a host name or an IP address."
-        )
+        return "" if dns_names or ip_addresses else "a coordinator's certificate needs a host name or an IP address."
     return (
         f"a certificate of the role {role.value} carries no host names or IP addresses."
         if (dns_names or ip_addresses)
@@ -247,9 +241,7 @@ def _subject(federation: str, role: Role, name: str) -> x509.Name:
     )
 
 
-def _uris(
-    uri: str, dns_names: tuple[str, ...] = (), ip_addresses: tuple[str, ...] = ()
-) -> x509.SubjectAlternativeName:
+def _uris(uri: str, dns_names: tuple[str, ...] = (), ip_addresses: tuple[str, ...] = ()) -> x509.SubjectAlternativeName:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
     names += [x509.DNSName(host) for host in dns_names]
     for address in ip_addresses:

@@ -155,9 +155,7 @@ def signed_bytes(tag: str, payload: bytes) -> bytes:
         LocalMisuseError: the tag is empty, longer than 255 characters or not printable ASCII.
     """
     if not (0 < len(tag) <= 255 and tag.isascii() and tag.isprintable()):
-        raise LocalMisuseError(
-            f"{tag!r} is not a domain tag.", remedy="Use 1 to 255 printable ASCII characters."
-        )
+        raise LocalMisuseError(f"{tag!r} is not a domain tag.", remedy="Use 1 to 255 printable ASCII characters.")
     return len(tag).to_bytes(2, "big") + tag.encode("ascii") + payload
 
 
@@ -205,9 +203,7 @@ def _load_point(public: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def _bad(message: str) -> BadSignatureError:
-    return BadSignatureError(
-        message, remedy="Refuse the message; compare the sender's key with the plan's roster."
-    )
+    return BadSignatureError(message, remedy="Refuse the message; compare the sender's key with the plan's roster.")
 
 
 _MAKE_A_KEY: Final = "Make one with `consilium pki issue`."
