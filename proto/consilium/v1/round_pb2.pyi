@@ -230,3 +230,41 @@ class OpenedPart(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenedPart: _TypeAlias = OpenedPart  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """The coordinator's durable point within a round: enough to go on with the attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_START_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    JOURNAL_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    round_start: _builtins.bytes
+    attempt: _builtins.int
+    journal: _builtins.bytes
+    """AttemptJournal."""
+    @_builtins.property
+    def opened(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """OpenedSum of the sums opened so far, in order, exact bytes."""
+
+    @_builtins.property
+    def withdrawn(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        round_start: _builtins.bytes = ...,
+        attempt: _builtins.int = ...,
+        journal: _builtins.bytes = ...,
+        opened: _abc.Iterable[_builtins.bytes] | None = ...,
+        withdrawn: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "journal", b"journal", "opened", b"opened", "round_start", b"round_start", "withdrawn", b"withdrawn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015

@@ -1,0 +1,133 @@
+"""What an opened sum B means: DGB and PCW figures and the federated metrics. Pure: vectors in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from federation import statistics
+from federation.blending import BlendingFigures, BlendingState, advance
+from federation.evaluation import Scores, scores_from_counts
+from federation.plan import Plan
+from federation.settings import blending_settings, proximity_settings
+from federation.statistics import LossRow, MetricRow
+from security.secure_sum.spec import Sum
+
+Words = Mapping[str, npt.NDArray[np.uint64]]
+
+
+@dataclass(frozen=True)
+class RoundStatistics:
+    """Everything that a round's sum B tells.
+
+    Attributes:
+        blending: DGB's memory after the round.
+        figures: DGB's figures by subset.
+        proximity: mean `p_i` by subset.
+        temperatures: calibration temperature by subset, where losses were opened.
+        rows: metrics by row, and over all rows together under `all`.
+        counts: the summed counts behind the metrics, by row.
+        clipped: clipped values by component.
+    """
+
+    blending: BlendingState
+    figures: BlendingFigures
+    proximity: Mapping[str, float]
+    temperatures: Mapping[str, float]
+    rows: Mapping[str, Scores]
+    counts: Mapping[str, MetricRow]
+    clipped: Mapping[str, int]
+
+
+def read_statistics(
+    plan: Plan, which: Sum, alive: frozenset[str], words: Words, blending: BlendingState
+) -> RoundStatistics:
+    """Decodes an opened sum B and advances DGB by it (METHOD.md, "One round", steps 6 and 7).
+
+    Args:
+        plan: the plan.
+        which: sum B of the attempt.
+        alive: its survivors.
+        words: part to opened words; parts that stayed shut are missing.
+        blending: DGB's memory before the round.
+    """
+    weight = proximity_settings(plan).largest
+    classes, bins = len(plan.label.classes), plan.evaluation.bins
+    losses: dict[str, LossRow] = {}
+    proximity: dict[str, float] = {}
+    counts: dict[str, MetricRow] = {}
+    clipped: dict[str, int] = {}
+    for part in which.parts:
+        if part.name not in words:
+            continue
+        kind, _, name = part.name.partition("/")
+        n = len(part.contributors)
+        if kind == "losses":
+            how = statistics.loss_encoding(n, weight, plan.proximity.loss_max)
+            losses[name] = LossRow.from_vector(statistics.decode(words[part.name], how))
+            proximity[name] = losses[name].sums.weight / max(1, len(part.contributors & alive))
+        elif kind == "metrics":
+            vector = statistics.decode(words[part.name], statistics.count_encoding(n))
+            counts[name] = MetricRow.from_vector(vector, classes, bins)
+        else:
+            how = statistics.clipped_encoding(n)
+            clipped[name] = round(float(statistics.decode(words[part.name], how)[0]))
+    state, figures = advance(blending, {s: row.sums for s, row in losses.items()}, blending_settings(plan))
+    rows = {name: _scores(row) for name, row in counts.items()}
+    if counts:
+        whole = next(iter(counts.values()))
+        for row in list(counts.values())[1:]:
+            whole = whole + row
+        rows["all"] = _scores(whole)
+    temperatures = {s: t for s, row in losses.items() if (t := row.temperature) is not None}
+    return RoundStatistics(state, figures, proximity, temperatures, rows, counts, clipped)
+
+
+def _scores(row: MetricRow) -> Scores:
+    return scores_from_counts(row.confusion, row.histograms, row.reliability)
+
+
+def figures_json(figures: BlendingFigures) -> dict[str, Any]:
+    """Figures by subset as plain values."""
+    return {
+        s: {
+            "training_loss": f.training_loss,
+            "validation_loss": f.validation_loss,
+            "overfitting": f.overfitting,
+            "generalisation": f.generalisation,
+            "score": f.score,
+            "dogr": f.dogr,
+            "fresh": f.fresh,
+        }
+        for s, f in figures.subsets.items()
+    }
+
+
+def scores_json(scores: Scores) -> dict[str, Any]:
+    """Metrics of one row as plain values."""
+    return {
+        "patients": scores.patients,
+        "accuracy": scores.accuracy,
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
+        "auroc": scores.auroc,
+        "calibration_error": scores.calibration_error,
+    }
+
+
+def selection_score(result: RoundStatistics, metric: str) -> float | None:
+    """What picks the exported round: larger is better; None where the round has no such figure.
+
+    Args:
+        result: of the round.
+        metric: the plan's `evaluation.metric`; `loss` is the mean validation loss over subsets, negated.
+    """
+    if metric == "loss":
+        losses = [f.validation_loss for f in result.figures.subsets.values() if f.fresh]
+        return -sum(losses) / len(losses) if losses else None
+    scores = result.rows.get("all")
+    return None if scores is None else getattr(scores, metric)

@@ -1,0 +1,119 @@
+"""What a run knows between rounds, and its checkpoint within one; to and from what the store keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from federation.blending import BlendingState
+from federation.rounds import ComponentDigests, Setup
+
+
+@dataclass(frozen=True)
+class BestRound:
+    """The round that would be exported."""
+
+    round: int
+    score: float
+    components: Mapping[str, ComponentDigests]
+    temperatures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run between two rounds. Immutable; the store keeps it as JSON in the round's one transaction.
+
+    Attributes:
+        setup: what round 0 settled; None before.
+        components: w(t) and the server optimiser's state, by component.
+        blending: DGB's memory.
+        scores: published blending scores `b_s`, by subset.
+        median_squared_overfitting: published, so that an institution's own score is on the federation's scale.
+        temperatures: of the last round.
+        best: by the plan's metric; None before the first metrics.
+        rounds_without_gain: for early stopping.
+    """
+
+    setup: Setup | None = None
+    components: Mapping[str, ComponentDigests] = field(default_factory=dict)
+    blending: BlendingState = field(default_factory=BlendingState)
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    median_squared_overfitting: float | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    best: BestRound | None = None
+    rounds_without_gain: int = 0
+
+    def figures(self) -> bytes:
+        """The blending scores as they are published: canonical JSON."""
+        published = {"scores": dict(self.scores), "median_squared_overfitting": self.median_squared_overfitting}
+        return json.dumps(published, sort_keys=True, allow_nan=False).encode()
+
+    def digests(self) -> set[str]:
+        """Content that must not be collected."""
+        kept: set[str] = set()
+        if self.setup is not None:
+            kept.add(self.setup.schema)
+        for components in (self.components, self.best.components if self.best else {}):
+            for c in components.values():
+                kept |= {c.weights, *c.slots.values()}
+        return kept
+
+    def to_json(self) -> str:
+        """For the store."""
+        return json.dumps(
+            {
+                "setup": None if self.setup is None else _setup(self.setup),
+                "components": _components(self.components),
+                "blending": self.blending.to_json(),
+                "scores": dict(self.scores),
+                "median_squared_overfitting": self.median_squared_overfitting,
+                "temperatures": dict(self.temperatures),
+                "best": None
+                if self.best is None
+                else {
+                    "round": self.best.round,
+                    "score": self.best.score,
+                    "components": _components(self.best.components),
+                    "temperatures": dict(self.best.temperatures),
+                },
+                "rounds_without_gain": self.rounds_without_gain,
+            },
+            sort_keys=True,
+            allow_nan=False,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> RunState:
+        """As the store kept it."""
+        d: dict[str, Any] = json.loads(text)
+        s, b = d["setup"], d["best"]
+        return RunState(
+            None if s is None else Setup(s["schema"], s["patients"], frozenset(s["institutions"])),
+            _read_components(d["components"]),
+            BlendingState.from_json(d["blending"]),
+            d["scores"],
+            d["median_squared_overfitting"],
+            d["temperatures"],
+            None
+            if b is None
+            else BestRound(b["round"], b["score"], _read_components(b["components"]), b["temperatures"]),
+            d["rounds_without_gain"],
+        )
+
+
+def _setup(setup: Setup) -> dict[str, Any]:
+    return {
+        "schema": setup.schema,
+        "patients": dict(setup.patients),
+        "institutions": sorted(setup.institutions),
+    }
+
+
+def _components(components: Mapping[str, ComponentDigests]) -> dict[str, Any]:
+    return {name: {"weights": c.weights, "slots": dict(c.slots)} for name, c in components.items()}
+
+
+def _read_components(data: Mapping[str, Any]) -> dict[str, ComponentDigests]:
+    return {name: ComponentDigests(c["weights"], c["slots"]) for name, c in data.items()}

@@ -1,0 +1,238 @@
+"""Which sums a round has, over whom, and the digests that bind them: what both sides derive alike from a plan.
+
+Round 0 settles what is summed once per run: the feature schema and the noised patients. Every round after it has two
+sums: `updates` (METHOD.md's sum A) and `statistics` (sum B).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from consilium.v1 import round_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from federation import names, statistics
+from federation.feature_sums import FEATURE_SUMS, vector_length
+from federation.layout import Component, Layout, layout
+from federation.plan import Plan
+from security.errors import ProtocolError
+from security.secure_sum.derive import digest_of
+from security.secure_sum.messages import SurvivorList
+from security.secure_sum.spec import Attempt, Context, Part, Sum
+from security.signing import parse_public_key_text
+
+WEIGHTS: Final = "weights"
+UPDATES: Final = "updates"
+STATISTICS: Final = "statistics"
+SETUP_SUMS: Final = (*FEATURE_SUMS, WEIGHTS)
+TRAINING_SUMS: Final = (UPDATES, STATISTICS)
+FORMAT: Final = 1
+OTHER: Final = "other"
+"""The row of the metrics that merges every combination below the floor (rule 9)."""
+
+
+class RoundError(ProtocolError):
+    """The coordinator opens a round that does not follow from the plan and the rounds before."""
+
+    code = "round"
+
+
+def digest(data: bytes) -> bytes:
+    """SHA-256."""
+    return hashlib.sha256(data).digest()
+
+
+def consumed(opened: Iterable[bytes]) -> bytes:
+    """What the next sum of a round is computed from beyond the round's opening: the opened sums before it, in order."""
+    return digest_of("consumed", opened)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What round 0 settled.
+
+    Attributes:
+        schema: hex digest of the feature schema's bytes.
+        patients: Σñ by cohort name (`Cohorts.name_of`).
+        institutions: whose weight was summed; the others sit the run out.
+    """
+
+    schema: str
+    patients: Mapping[str, int]
+    institutions: frozenset[str]
+
+    def to_proto(self) -> pb.Setup:
+        """As it travels in a RoundStart."""
+        return pb.Setup(schema=self.schema, patients=dict(self.patients), institutions=sorted(self.institutions))
+
+    @staticmethod
+    def from_proto(message: pb.Setup) -> Setup:
+        """As it came."""
+        return Setup(message.schema, dict(message.patients), frozenset(message.institutions))
+
+
+@dataclass(frozen=True)
+class ComponentDigests:
+    """Where one component's weights and server-optimiser state are, by content digest (hex)."""
+
+    weights: str
+    slots: Mapping[str, str]
+
+    def to_proto(self, component: str) -> pb.ComponentState:
+        """As it travels."""
+        return pb.ComponentState(component=component, weights=self.weights, slots=dict(self.slots))
+
+    @staticmethod
+    def all_from(states: Iterable[pb.ComponentState]) -> dict[str, ComponentDigests]:
+        """As they came, by component."""
+        return {s.component: ComponentDigests(s.weights, dict(s.slots)) for s in states}
+
+
+class Cohorts:
+    """The sums over institutions that a plan allows, before dropouts.
+
+    Args:
+        plan: a checked plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # Owners do not depend on the widths of the inputs, which only the schema tells.
+        self.ownership: Layout = layout(plan, {m.name: 1 for m in plan.modalities})
+
+    @cached_property
+    def shared(self) -> Mapping[str, Component]:
+        """Components with enough owners to be summed."""
+        return {name: c for name, c in self.ownership.components.items() if c.shared}
+
+    @cached_property
+    def patients(self) -> Mapping[str, frozenset[str]]:
+        """Cohorts whose patients are summed: owners of shared components and evaluators of subsets, each once."""
+        floor = self.plan.secure_sum.k_min
+        wanted = [(name, frozenset(c.owners)) for name, c in self.shared.items()]
+        wanted += [(f"subset/{s}", frozenset(e)) for s, e in self.ownership.subsets.items() if len(e) >= floor]
+        cohorts: dict[str, frozenset[str]] = {}
+        for name, members in wanted:
+            if members not in cohorts.values():
+                cohorts[name] = members
+        return cohorts
+
+    def name_of(self, members: Iterable[str]) -> str | None:
+        """Name of the cohort with exactly these members; None if its patients are not summed."""
+        wanted = frozenset(members)
+        return next((name for name, cohort in self.patients.items() if cohort == wanted), None)
+
+    @cached_property
+    def metric_rows(self) -> Mapping[str, frozenset[str]]:
+        """Rows of the federated metrics: combinations at or above the floor, and one merged row of all others."""
+        floor = self.plan.secure_sum.k_min
+        by_combination: dict[str, set[str]] = {}
+        for institution, combination in self.ownership.combinations.items():
+            by_combination.setdefault(combination, set()).add(institution)
+        rows = {c: frozenset(m) for c, m in by_combination.items() if len(m) >= floor}
+        rest = frozenset().union(*(m for c, m in by_combination.items() if c not in rows))
+        if len(rest) >= floor:
+            rows[OTHER] = rest
+        return rows
+
+    # -- attempts -----------------------------------------------------------------------------------------------
+
+    def setup_sums(self) -> tuple[Sum, ...]:
+        """The sums of round 0."""
+        order = [m.name for m in self.plan.modalities]
+        combos = self.ownership.combinations
+        holders = {m: frozenset(i for i, c in combos.items() if m in names.modalities_of(c)) for m in order}
+        features = [
+            Sum(
+                name,
+                tuple(
+                    Part(f"features/{m}", 64, vector_length(self.plan, name, m), holders[m])
+                    for m in order
+                    if holders[m]
+                ),
+            )
+            for name in FEATURE_SUMS
+        ]
+        weights = tuple(Part(name, 64, 1, members, WEIGHTS) for name, members in self.patients.items())
+        return (*features, Sum(WEIGHTS, weights))
+
+    def training_sums(self, sizes: Mapping[str, int], setup: Setup) -> tuple[Sum, ...]:
+        """The sums of a training round.
+
+        Args:
+            sizes: parameters by component.
+            setup: of the run.
+        """
+        floor, present = self.plan.secure_sum.k_min, setup.institutions
+        summed = self.summed(setup)
+        updates = tuple(Part(name, 32, sizes[name] + 1, members) for name, members in summed.items())
+        classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
+        parts = [
+            Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members) for s, members in self.evaluators(setup).items()
+        ]
+        metrics = statistics.metrics_length(classes, bins)
+        parts += [
+            Part(f"metrics/{row}", 64, metrics, members & present, "metrics")
+            for row, members in self.metric_rows.items()
+            if len(members & present) >= floor
+        ]
+        parts += [Part(f"clipped/{name}", 64, 1, members) for name, members in summed.items()]
+        return Sum(UPDATES, updates), Sum(STATISTICS, tuple(parts))
+
+    def summed(self, setup: Setup) -> Mapping[str, frozenset[str]]:
+        """Components that are summed in this run, to their owners that take part in it."""
+        return {
+            name: frozenset(c.owners) & setup.institutions
+            for name, c in self.shared.items()
+            if len(frozenset(c.owners) & setup.institutions) >= self.plan.secure_sum.k_min
+            and self.name_of(c.owners) in setup.patients
+        }
+
+    def evaluators(self, setup: Setup) -> Mapping[str, frozenset[str]]:
+        """Subsets whose losses are summed in this run, to the institutions that send them."""
+        floor = self.plan.secure_sum.k_min
+        return {
+            s: frozenset(e) & setup.institutions
+            for s, e in self.ownership.subsets.items()
+            if len(frozenset(e) & setup.institutions) >= floor and self.name_of(e) in setup.patients
+        }
+
+    def attempt(self, context: Context, sums: tuple[Sum, ...]) -> Attempt:
+        """An attempt of this plan."""
+        s = self.plan.secure_sum
+        roster = {i.name: parse_public_key_text(i.key) for i in self.plan.institutions}
+        return Attempt(context, roster, s.threshold, s.max_colluders, s.k_min, sums, masked=s.backend == "masks")
+
+
+def read_round_start(data: bytes, run: bytes) -> pb.RoundStart:
+    """Parses a RoundStart and checks that it belongs to the run.
+
+    Raises:
+        RoundError: it does not parse, or is of another run or format.
+    """
+    message = pb.RoundStart()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise RoundError("the opening of a round does not parse.") from error
+    if message.format != FORMAT or message.run != run or (message.round > 0) != message.HasField("setup"):
+        raise RoundError("the opening of a round is of another run or format.")
+    return message
+
+
+def opened_by(data: bytes) -> tuple[pb.OpenedSum, SurvivorList]:
+    """Parses an OpenedSum and the survivor list in it.
+
+    Raises:
+        RoundError: it does not parse.
+    """
+    message = pb.OpenedSum()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise RoundError("an opened sum does not parse.") from error
+    return message, SurvivorList.decode(message.list)

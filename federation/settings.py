@@ -1,0 +1,38 @@
+"""From the plan's tables to the settings of the mathematics that takes them."""
+
+from __future__ import annotations
+
+from federation.blending import BlendingSettings
+from federation.plan import Plan
+from federation.proximity import ProximitySettings
+from federation.server_optimisers import ServerOptimiserSettings
+
+
+def blending_settings(plan: Plan) -> BlendingSettings:
+    """DGB as the plan has it; enabled for the institution-local kind too, which uses the same figures."""
+    b = plan.blending
+    return BlendingSettings(
+        enabled=b.kind != "off",
+        kappa=b.kappa,
+        smoothing=b.smoothing,
+        window=b.window,
+        v_min=b.v_min,
+        v_max=b.v_max,
+        epsilon=b.epsilon,
+        epsilon_0=b.epsilon_0,
+        generalisation=b.generalisation,
+        overfitting=b.overfitting,
+        clamp=b.clamp,
+        encoder_times_combination=b.encoder_times_combination,
+    )
+
+
+def proximity_settings(plan: Plan) -> ProximitySettings:
+    """PCW as the plan has it."""
+    return ProximitySettings(plan.proximity.kind, plan.proximity.floor, plan.proximity.bound)
+
+
+def optimiser_settings(plan: Plan) -> ServerOptimiserSettings:
+    """The server optimiser as the plan has it."""
+    s = plan.server_optimiser
+    return ServerOptimiserSettings(s.kind, s.learning_rate, s.momentum, s.beta1, s.beta2, s.tau)

@@ -1,0 +1,199 @@
+"""What an institution must not forget of a run, over restarts: the high-water mark above all (rule 7).
+
+A value and its codec; `FolderMemory` keeps it in the state folder, `NoMemory` is for studies, where nothing restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from federation.blending import BlendingState
+from federation.rounds import Setup
+from security.errors import ConfigurationError
+from security.secure_sum.cohorts import CohortHistory
+from security.secure_sum.high_water import HighWaterMark
+
+Float32 = npt.NDArray[np.float32]
+
+
+class MemoryDamagedError(ConfigurationError):
+    """The state folder's record of a run cannot be read; without it the node might repeat a mask."""
+
+    code = "memory-damaged"
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """One run at one institution. Stays at the institution.
+
+    Attributes:
+        mark: attempts joined and lists signed.
+        fingerprint: of the data that the run began with.
+        split_key: 32 secret bytes that the division into training and validation patients follows from.
+        noised_patients: ñ_i, drawn once; 0 before.
+        setup: what round 0 settled; None before.
+        known: component to digest of its weights after the last round that was followed to its end.
+        known_round: that round; −1: none.
+        last_losses: subset to (training, validation), at the last published weights.
+        blending: DGB on this institution's own losses, for a combination below the floor.
+        history: cohorts that this institution lately helped to open.
+        private: components that stay here, float32[size].
+    """
+
+    mark: HighWaterMark = field(default_factory=HighWaterMark)
+    fingerprint: str = ""
+    split_key: bytes = b""
+    noised_patients: int = 0
+    setup: Setup | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
+    known_round: int = -1
+    last_losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    blending: BlendingState = field(default_factory=BlendingState)
+    history: CohortHistory = field(default_factory=lambda: CohortHistory({}))
+    private: Mapping[str, Float32] = field(default_factory=dict)
+
+
+class Memory(Protocol):
+    """Where a RunMemory rests."""
+
+    def load(self, run: str) -> RunMemory:
+        """The memory of a run; an empty one for a new run."""
+
+    def save(self, run: str, memory: RunMemory) -> None:
+        """Durable when this returns."""
+
+
+class NoMemory:
+    """Forgets with the process: for studies and tests in one process."""
+
+    def load(self, run: str) -> RunMemory:
+        """Always empty."""
+        return RunMemory()
+
+    def save(self, run: str, memory: RunMemory) -> None:
+        """Nothing."""
+
+
+class FolderMemory:
+    """One JSON file a run, and one safetensors file for its private components; written and renamed atomically.
+
+    Args:
+        folder: made if it is not there; mode 0700.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._private: dict[str, Mapping[str, Float32]] = {}
+
+    def load(self, run: str) -> RunMemory:
+        """See Memory.
+
+        Raises:
+            MemoryDamagedError: a file is there and cannot be read.
+        """
+        path = self._folder / f"{run}.json"
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return RunMemory()
+        try:
+            data: dict[str, Any] = json.loads(text)
+            private = self._load_private(self._folder / f"{run}.safetensors") if data["private"] else {}
+            return _decode(data, private)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise MemoryDamagedError(
+                "the node's record of a run cannot be read.",
+                remedy="Restore the state folder from its last state, never an older one; or leave this run: move the "
+                "file away only if the run is over.",
+                place=str(path),
+            ) from error
+
+    @staticmethod
+    def _load_private(path: Path) -> Mapping[str, Float32]:
+        from safetensors.numpy import load
+
+        return load(path.read_bytes())
+
+    def save(self, run: str, memory: RunMemory) -> None:
+        """See Memory."""
+        from safetensors.numpy import save
+
+        if memory.private and self._private.get(run) is not memory.private:
+            _write(self._folder / f"{run}.safetensors", save(dict(memory.private)))
+            self._private[run] = memory.private
+        _write(self._folder / f"{run}.json", json.dumps(_encode(memory), sort_keys=True).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".part")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _encode(m: RunMemory) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "mark": {
+            "round": m.mark.round,
+            "attempt": m.mark.attempt,
+            "signed": {name: digest.hex() for name, digest in m.mark.signed.items()},
+        },
+        "fingerprint": m.fingerprint,
+        "split_key": m.split_key.hex(),
+        "noised_patients": m.noised_patients,
+        "setup": None
+        if m.setup is None
+        else {
+            "schema": m.setup.schema,
+            "patients": dict(m.setup.patients),
+            "institutions": sorted(m.setup.institutions),
+        },
+        "known": dict(m.known),
+        "known_round": m.known_round,
+        "last_losses": {s: list(losses) for s, losses in m.last_losses.items()},
+        "blending": m.blending.to_json(),
+        "history": {part: [sorted(c) for c in cohorts] for part, cohorts in m.history.recent.items()},
+        "private": sorted(m.private),
+    }
+
+
+def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemory:
+    if data["format"] != 1 or sorted(private) != data["private"]:
+        raise ValueError("format")
+    mark, setup = data["mark"], data["setup"]
+    return RunMemory(
+        HighWaterMark(
+            mark["round"], mark["attempt"], {name: bytes.fromhex(digest) for name, digest in mark["signed"].items()}
+        ),
+        data["fingerprint"],
+        bytes.fromhex(data["split_key"]),
+        data["noised_patients"],
+        None if setup is None else Setup(setup["schema"], setup["patients"], frozenset(setup["institutions"])),
+        data["known"],
+        data["known_round"],
+        {s: (losses[0], losses[1]) for s, losses in data["last_losses"].items()},
+        BlendingState.from_json(data["blending"]),
+        CohortHistory({part: tuple(frozenset(c) for c in cohorts) for part, cohorts in data["history"].items()}),
+        private,
+    )
