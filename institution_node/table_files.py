@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _read(path: Path, id_column: str, numbers: Sequence[str], texts: Mapping[str
     if id_column not in header:
         raise _no_column(path, id_column, "id column", header)
     wanted = {id_column, *numbers, *texts}
-    twice = sorted(name for name in wanted if header.count(name) > 1)
+    twice = sorted(name for name, times in Counter(header).items() if times > 1 and name in wanted)
     if twice:
         raise DataColumnError(
             f"column {twice[0]!r} stands in the header twice.", remedy="Keep one of them.", place=str(path)

@@ -79,7 +79,7 @@ def test_any_split_gives_the_pooled_schema(patients: int, parts: int, seed: int)
     plan = example_plan(features=FLOORS)
     whole = pooled(plan, patients, seed)
     where = np.random.default_rng(seed).integers(parts, size=patients)
-    split = [{m: t.select(np.flatnonzero(where == k)) for m, t in whole.items()} for k in range(parts)]
+    split = [{m: t.select(np.flatnonzero(where == k).tolist()) for m, t in whole.items()} for k in range(parts)]
 
     counts, _, schema = federate(plan, split)
     pooled_counts, _, expected = federate(plan, [whole])

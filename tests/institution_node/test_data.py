@@ -246,3 +246,13 @@ def test_another_stream_gives_another_split() -> None:
     data = of_classes([30, 30])
     splits = {tuple(split(data, 0.2, SeededRandomness(seed, "split"))[1].tolist()) for seed in range(5)}
     assert len(splits) == 5
+
+
+def test_patients_come_in_order_whatever_the_files_say(plan: Plan, tmp_path: Path) -> None:
+    ids = [f"p{i}" for i in np.random.default_rng(0).permutation(40)]
+    frame = pd.DataFrame({"case_id": ids, "g0": np.arange(40.0), "age": 50.0, "stage": ["1", "2"] * 20})
+    data = load(plan, tmp_path, mrna=frame, clinical=frame.iloc[::-1], labels=frame.sample(frac=1, random_state=0))
+    assert data.ids == tuple(sorted(ids))
+    rows = {patient: k for k, patient in enumerate(ids)}
+    assert data.tables["mrna"].numeric["g0"].tolist() == [rows[patient] for patient in data.ids]
+    assert data.labels.tolist() == [rows[patient] % 2 for patient in data.ids]
