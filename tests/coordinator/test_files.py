@@ -333,6 +333,48 @@ TestLockstep = Lockstep.TestCase
 TestLockstep.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
 
 
+def completing(spool: FileSpool, data: bytes, errors: list[ConsiliumError]) -> threading.Thread:
+    """A thread that is in the middle of `complete` (flushing), or just through, when this returns."""
+    spool.begin(key(), len(data))
+    spool.append(key(), 0, data)
+    lock = spool._uploads[key()].lock
+
+    def complete() -> None:
+        try:
+            spool.complete(key(), sha(data), len(data))
+        except ConsiliumError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=complete)
+    thread.start()
+    while thread.is_alive() and not lock.locked():
+        pass
+    return thread
+
+
+def test_an_upload_discarded_while_it_completes_does_not_come_back(tmp_path: Path) -> None:
+    spool, data = FileSpool(tmp_path), bytes(1 << 22)
+    for _ in range(5):
+        errors: list[ConsiliumError] = []
+        thread = completing(spool, data, errors)
+        spool.discard(key())
+        thread.join()
+        assert not spool.is_complete(key())
+        assert [type(error) for error in errors] in ([], [UploadMissingError])
+        assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_the_same_trailer_twice_at_once_is_no_conflict(tmp_path: Path) -> None:
+    spool, data = FileSpool(tmp_path), bytes(1 << 22)
+    for _ in range(5):
+        errors: list[ConsiliumError] = []
+        thread = completing(spool, data, errors)
+        spool.complete(key(), sha(data), len(data))
+        thread.join()
+        assert errors == []
+        spool.discard(key())
+
+
 def test_files_are_private(tmp_path: Path) -> None:
     spool, store = FileSpool(tmp_path / "state" / "spool"), FileContentStore(tmp_path / "state" / "content")
     upload(spool, key(), b"abc")
@@ -459,6 +501,13 @@ try:
 except StorageFullError:
     pass
 assert list((folder / "content").iterdir()) == []
+writer = store.writer()
+writer.write(b"kept")
+try:
+    writer.write(data)
+    sys.exit("the full disk was not noticed")
+except StorageFullError:
+    assert store.size(writer.commit()) == 4, "what did not fit left nothing behind"
 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 spool.append(key, 8000, data[8000:])
 spool.complete(key, hashlib.sha256(data).hexdigest(), len(data))
