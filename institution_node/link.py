@@ -1,0 +1,124 @@
+"""Everything that a node sees of the coordinator: seven calls, and what can go wrong with them.
+
+`GrpcLink` speaks them over mTLS; `studies/` and tests implement them in memory. No call keeps state in a connection:
+each may be repeated, and says the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from consilium.v1 import service_pb2 as pb
+
+from security.errors import ConsiliumError, ProtocolError
+from security.secure_sum.upload import MaskedUpload
+
+PROTOCOL_VERSION: Final = 1
+
+
+class LinkError(ConsiliumError):
+    """A call to the coordinator did not succeed."""
+
+    code = "link"
+
+
+class CoordinatorUnreachableError(LinkError):
+    """No answer: the coordinator, or the way to it, is down. Worth trying again."""
+
+    code = "coordinator-unreachable"
+
+
+class StoppedError(LinkError):
+    """This node was told to stop while it waited for the coordinator."""
+
+    code = "node-stopped"
+
+
+class CoordinatorRefusalError(LinkError):
+    """The coordinator answered with an error.
+
+    Attributes:
+        reason: its code, such as `unknown-run`; short, kebab-case, without values.
+    """
+
+    code = "refused-by-coordinator"
+
+    def __init__(self, reason: str, message: str = "", *, remedy: str = "", place: str = "") -> None:
+        super().__init__(message or f"the coordinator refused: {reason}.", remedy=remedy, place=place)
+        self.reason = reason
+
+
+class CoordinatorIdentityError(LinkError):
+    """Who answers at the coordinator's address is not the federation's coordinator, or does not speak TLS 1.3."""
+
+    code = "coordinator-identity"
+
+
+class ContentMismatchError(ProtocolError):
+    """Content from the coordinator is not what its digest promises."""
+
+    code = "content-mismatch"
+
+
+class CoordinatorLink(Protocol):
+    """The coordinator as one institution sees it.
+
+    Every call may raise CoordinatorUnreachableError (try again), StoppedError, CoordinatorIdentityError, or
+    CoordinatorRefusalError with the coordinator's code.
+    """
+
+    def invitation(self) -> bytes:
+        """The exact bytes of the plan that this institution is invited to; empty: none at present."""
+        ...
+
+    def enrol(self, run: bytes, refusal: str) -> str:
+        """Joins a run, or says which local rule refused it.
+
+        Args:
+            run: digest of the plan, 32 bytes.
+            refusal: empty: accepted; otherwise the rule's code.
+
+        Returns:
+            Empty: admitted. Otherwise the code of why this institution sits the run out.
+        """
+        ...
+
+    def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
+        """The current directive, as soon as its serial differs from `known`, at the latest after `wait_seconds`."""
+        ...
+
+    def submit(self, request: pb.SubmitRequest) -> None:
+        """Sends a message of the secure sum, or a withdrawal."""
+        ...
+
+    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+        """Sends a masked vector, whole: goes on by itself where it was cut off. Returns when it counts."""
+        ...
+
+    def download(self, run: bytes, digest: str) -> bytearray:
+        """Content by its SHA-256 (64 hex digits), a fresh buffer that is the caller's to keep.
+
+        Raises:
+            ContentMismatchError: what came is something else.
+        """
+        ...
+
+
+def verified(content: bytearray, digest: str) -> bytearray:
+    """Passes content on if its SHA-256 is `digest`.
+
+    Raises:
+        ContentMismatchError: it is not.
+    """
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ContentMismatchError(
+            "content from the coordinator has not the digest that was asked for.",
+            remedy="Tell the coordinator's operator: its store is damaged, or something on the way changes bytes.",
+        )
+    return content
+
+
+Stop = Callable[[], bool]
+"""Whether this node was told to stop; asked between attempts."""
