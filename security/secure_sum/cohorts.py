@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import lru_cache
 from typing import Final, Literal
 
 from security.secure_sum.errors import DifferencingError
 
 Cohort = frozenset[str]
 MAX_COHORTS: Final = 12
-"""Distinct cohorts of one quantity in a round; 2^12 unions are checked at most."""
+"""Distinct cohorts of one quantity in a round."""
+MAX_SMALL_SETS: Final = 1 << 11
+"""Sets of fewer than `k_min` institutions that are tried before the cohorts count as too entangled to check."""
+_PRIMES: Final = (2, 2**31 - 1)
+"""2: what the low bits of a ring mod 2^k tell. The other stands for the rationals: no determinant of at most 12 × 12
+zeros and ones reaches it (Hadamard: 3645)."""
+
+_Column = tuple[int, ...]
+"""One institution: 1 for each cohort that it is in."""
 
 
 def subtracts_below(k_min: int, cohorts: Iterable[Cohort]) -> int | None:
-    """The smallest difference below `k_min` that sums over these cohorts would give; None if there is none.
+    """Fewest institutions, if below `k_min`, on which some combination of the cohorts' sums depends; None: none does.
 
-    Every cohort is held against every disjoint union of the others that lies inside it (a single one is a union too).
-    More than `MAX_COHORTS` distinct cohorts cannot be checked and count as a difference of 0.
+    Every combination counts, not only a total less disjoint parts of it. {1,2,3,4} less {2,3,4,5} is institution 1 to
+    whoever colludes with 5; {1,2,3} and {1,4,5} less {2,3,4,5} is twice institution 1. A combination that depends on a
+    set W alone vanishes outside W; there is one if and only if the cohorts without W have a smaller rank than with it.
+    `k_min` leaves room for `max_colluders` in W who know their own values.
 
     Args:
         k_min: the privacy floor.
         cohorts: of one quantity in one round; equal ones count once.
+
+    Returns:
+        That number; 0 if there are too many cohorts to check, or too entangled ones.
     """
-    distinct = sorted(set(cohorts), key=lambda c: (len(c), sorted(c)))
-    if len(distinct) > MAX_COHORTS:
+    return _fewest(k_min, frozenset(cohorts))
+
+
+@lru_cache(maxsize=4096)  # both machines ask again at every step of a sum
+def _fewest(k_min: int, cohorts: frozenset[Cohort]) -> int | None:
+    if len(cohorts) > MAX_COHORTS:
         return 0
-    differences = [
-        len(whole - union) for whole in distinct for union in _disjoint_unions([c for c in distinct if c < whole])
-    ]
-    return min((size for size in differences if 0 < size < k_min), default=None)
+    rows = sorted(cohorts, key=sorted)
+    members = sorted(frozenset().union(*rows))
+    columns = sorted(tuple(int(name in row) for row in rows) for name in members)
+    doubtful = [prime for prime in _PRIMES if not _always_full_rank(columns, prime, k_min)]
+    if not doubtful:
+        return None
+    size = {column: columns.count(column) for column in columns}  # who is in the same cohorts cannot be told apart
+    distinct = sorted(size, key=lambda column: (size[column], column))
+    found: int | None = None
+    for tried, small in enumerate(_small_sets([size[column] for column in distinct], k_min)):
+        if tried == MAX_SMALL_SETS:
+            return 0
+        weight = sum(size[distinct[x]] for x in small)
+        outside = [column for x, column in enumerate(distinct) if x not in small]
+        if found is not None and weight >= found:
+            continue
+        if any(len(_basis(outside, prime)) < len(_basis(distinct, prime)) for prime in doubtful):
+            found = weight
+    return found
 
 
 def check_no_differencing(quantity: str, cohorts: Iterable[Cohort], k_min: int) -> None:
-    """Refuses cohorts of one quantity in one round whose sums subtract to fewer than `k_min` institutions.
+    """Refuses cohorts of one quantity in one round whose sums combine to fewer than `k_min` institutions.
 
     Args:
         quantity: named in the error.
@@ -42,22 +74,60 @@ def check_no_differencing(quantity: str, cohorts: Iterable[Cohort], k_min: int) 
         k_min: the privacy floor.
 
     Raises:
-        DifferencingError: some difference has 1 to k_min − 1 members, or there are more cohorts than can be checked.
+        DifferencingError: some combination depends on 1 to k_min − 1 institutions, or it cannot be checked.
     """
     rest = subtracts_below(k_min, cohorts)
     if rest is not None:
         raise DifferencingError(
-            f"sums of {quantity!r} would subtract to {rest} institutions, below the floor of {k_min}.",
-            remedy="Merge the two cohorts in the plan, or wait for a round with more institutions.",
+            f"sums of {quantity!r} would combine to {rest} institutions, below the floor of {k_min}."
+            if rest
+            else f"the cohorts of {quantity!r} are too many or too entangled to be checked.",
+            remedy="Merge the cohorts in the plan, or wait for a round with more institutions.",
         )
 
 
-def _disjoint_unions(cohorts: Sequence[Cohort]) -> Iterable[Cohort]:
-    for size in range(1, len(cohorts) + 1):
-        for chosen in combinations(cohorts, size):
-            union = frozenset().union(*chosen)
-            if len(union) == sum(len(c) for c in chosen):
-                yield union
+def _always_full_rank(columns: Sequence[_Column], prime: int, k_min: int) -> bool:
+    """Whether `k_min` disjoint bases are soon found: then no k_min − 1 members can be in all of them."""
+    rank = len(_basis(columns, prime))
+    rest = list(columns)
+    for _ in range(k_min):
+        chosen = _basis(rest, prime)
+        if len(chosen) < rank:
+            return False
+        rest = [column for x, column in enumerate(rest) if x not in chosen]
+    return True
+
+
+def _small_sets(sizes: Sequence[int], k_min: int, start: int = 0) -> Iterator[frozenset[int]]:
+    """Non-empty sets of indices from `start` on whose sizes add up to less than `k_min`; `sizes` ascend."""
+    for x in range(start, len(sizes)):
+        if sizes[x] >= k_min:
+            return
+        yield frozenset((x,))
+        for more in _small_sets(sizes, k_min - sizes[x], x + 1):
+            yield more | {x}
+
+
+def _basis(columns: Sequence[_Column], prime: int) -> frozenset[int]:
+    """Indices of a largest independent set of columns modulo a prime, the first that fit, by elimination."""
+    pivots: dict[int, list[int]] = {}  # row to a column that is 1 there and 0 above
+    chosen: list[int] = []
+    for x, column in enumerate(columns):
+        rest = list(column)
+        for row in range(len(rest)):
+            if not rest[row]:
+                continue
+            known = pivots.get(row)
+            if known is None:
+                inverse = pow(rest[row], -1, prime)
+                pivots[row] = [v * inverse % prime for v in rest]
+                chosen.append(x)
+                break
+            factor = rest[row]
+            rest = [(v - factor * w) % prime for v, w in zip(rest, known, strict=True)]
+        if chosen and len(chosen) == len(columns[0]):
+            break
+    return frozenset(chosen)
 
 
 @dataclass(frozen=True)
