@@ -96,6 +96,8 @@ class Aggregator:
         self._after(AggregatorStep.TAKE_KEYS)
         message = open_signed(self.attempt, signed, derive.TAG_KEYS, KeyMessage.decode)
         if known is not None:
+            if known.payload == signed.payload:
+                return  # signed twice, said once
             raise equivocation(known, signed)
         check_keys(self.attempt, message)
         check_distinct_keys({**self._key_messages, signed.signer: message})
@@ -195,6 +197,8 @@ class Aggregator:
         known = current.headers.get(sender)
         if known is not None and known.payload != signed.payload:
             raise SecondUploadError(f"{sender!r} announces a second, different upload.", culprits=(sender,))
+        if not current.transcript:
+            raise OutOfPhaseError(f"sum {current.name!r} has not begun here.")
         if header.transcript != current.transcript:
             raise TranscriptError(f"{sender!r} consumed something else for this sum.", culprits=(sender,))
         if sender not in self.cohort:
@@ -299,6 +303,8 @@ class Aggregator:
         if opening.sum != current.name or opening.list_digest != sha256(current.payload):
             raise WrongContextError(f"{sender!r} opens for another survivor list.", culprits=(sender,))
         if known is not None:
+            if known.payload == signed.payload:
+                return
             raise equivocation(known, signed)
         try:
             for share in opening.shares:
@@ -333,7 +339,8 @@ class Aggregator:
         """Which keystreams to take off which uploads, part by part, for every part that may be opened.
 
         Raises:
-            BadShareError: a secret cannot be reconstructed from the shares so far; the dealer is named.
+            BadShareError: a secret's shares do not give it back; its dealer is named.
+            TooFewMembersError: fewer than `threshold` shares of a secret were opened so far.
         """
         if self.phase is not AggregatorPhase.OPENINGS:
             raise OutOfPhaseError(f"nothing can be unmasked in phase {self.phase.value!r}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -10,6 +10,10 @@ from security.secure_sum import derive
 from security.secure_sum.errors import MalformedMessageError
 from security.secure_sum.messages import KeyMessage, PartKey
 from security.secure_sum.spec import Attempt
+
+_FIELD: Final = 2**255 - 19
+# Any scalar finds out: clamping makes it a multiple of the cofactor, so low order gives zero, and nothing else does.
+_PROBE: Final = X25519PrivateKey.from_private_bytes(bytes(32))
 
 
 def agree(private: X25519PrivateKey, public: bytes, peer: str) -> bytes:
@@ -22,6 +26,17 @@ def agree(private: X25519PrivateKey, public: bytes, peer: str) -> bytes:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise MalformedMessageError(f"{peer!r} sent a key of low order.", culprits=(peer,)) from error
+
+
+def check_public_key(public: bytes, sender: str) -> None:
+    """Refuses what would fail only later, at every honest peer: low order, or a second encoding of another's key.
+
+    Raises:
+        MalformedMessageError: the key is of low order, or not below 2^255 − 19; its sender is named.
+    """
+    if int.from_bytes(public, "little") >= _FIELD:
+        raise MalformedMessageError(f"{sender!r} sent a key that is not in its one encoding.", culprits=(sender,))
+    agree(_PROBE, public, sender)
 
 
 def mask_private_key(attempt: Attempt, sum_name: str, part: str, owner: str, secret: bytes) -> X25519PrivateKey:

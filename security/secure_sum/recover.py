@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, islice
 from typing import Final
 
 from security.secure_sum import shares
-from security.secure_sum.errors import BadShareError
+from security.secure_sum.errors import BadShareError, TooFewMembersError
 from security.secure_sum.keys import (
     mask_private_key,
     pair_mask_key,
@@ -68,6 +68,7 @@ def open_part(
 
     Raises:
         BadShareError: no `threshold` shares give a secret that matches; the dealer is named.
+        TooFewMembersError: fewer than `threshold` shares of a secret were opened; nobody is named.
     """
     contributors = sorted(part.contributors & cohort)
     survivors = [name for name in contributors if name in alive]
@@ -112,12 +113,25 @@ def _mask_key_matches(where: _Where, announced: PartKey, secret: bytes) -> bool:
 
 
 def _reconstruct(attempt: Attempt, dealer: str, opened: Mapping[int, bytes], matches: Callable[[bytes], bool]) -> bytes:
-    for chosen in islice(combinations(sorted(opened), attempt.threshold), MAX_TRIES):
+    if len(opened) < attempt.threshold:
+        # Nobody is to blame: shareholders vanished, or held no good share of this dealer.
+        raise TooFewMembersError(
+            f"{len(opened)} shares of {dealer!r} were opened, and {attempt.threshold} are needed.",
+            remedy="Wait for more openings, or burn the round number.",
+        )
+    for chosen in islice(_choices(sorted(opened), attempt.threshold), MAX_TRIES):
         secret = shares.combine({x: opened[x] for x in chosen})
         if matches(secret):
             return secret
     raise BadShareError(
         f"the shares of {dealer!r} do not give back what it committed to.",
-        remedy="Its shares were dealt wrongly, or too few were opened; the round number is burnt.",
+        remedy="Its shares were dealt wrongly; the round number is burnt.",
         culprits=(dealer,),
     )
+
+
+def _choices(xs: Sequence[int], threshold: int) -> Iterator[tuple[int, ...]]:
+    """Sets of shares to try: every window of the circle first, so that one wrong share is soon left out."""
+    circle = [*xs, *xs]
+    yield from (tuple(circle[start : start + threshold]) for start in range(len(xs)))
+    yield from combinations(xs, threshold)

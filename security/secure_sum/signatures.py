@@ -6,7 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from security.errors import ProtocolError
 from security.secure_sum import derive
-from security.secure_sum.errors import EquivocationError, MissingSignaturesError, UnknownMemberError
+from security.secure_sum.errors import (
+    EquivocationError,
+    MissingSignaturesError,
+    UnknownMemberError,
+    WrongContextError,
+)
 from security.secure_sum.messages import Signed, SurvivorList
 from security.secure_sum.spec import Attempt
 from security.secure_sum.verify import open_signed
@@ -55,7 +60,10 @@ def take_signature(
     """
     if envelope.signer not in set(shareholders):
         raise UnknownMemberError("a survivor list is signed by an institution that holds no shares.")
-    open_signed(attempt, envelope, derive.TAG_LIST, SurvivorList.decode)
+    other = open_signed(attempt, envelope, derive.TAG_LIST, SurvivorList.decode)
+    if other.sum != SurvivorList.decode(payload).sum:
+        # Signing a list of each sum contradicts nothing: a late or replayed signature convicts nobody.
+        raise WrongContextError(f"{envelope.signer!r} signed a list of another sum.", culprits=(envelope.signer,))
     if known is not None and known.payload != envelope.payload:
         raise equivocation(known, envelope)
     if envelope.payload != payload:

@@ -118,6 +118,13 @@ class Attempt:
                 f"{n} institutions need the sparse mask graph, which is not built yet.",
                 remedy=f"Run with at most {MAX_COMPLETE_GRAPH} institutions.",
             )
+        if len(set(self.roster.values())) != n:
+            raise ConfigurationError(
+                "the roster shows one identity key under two names.",
+                remedy="One entry per legal institution: whoever has two counts twice in every threshold and floor.",
+            )
+        if self.max_colluders < 0:
+            raise ConfigurationError("max_colluders cannot be negative.")
         if not (2 <= self.threshold <= n and 2 * self.threshold >= n + self.max_colluders + 1):
             raise ConfigurationError(
                 f"threshold {self.threshold} is unsafe for {n} institutions and {self.max_colluders} colluders.",

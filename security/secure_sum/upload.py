@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from security.secure_sum.errors import MemberMisuseError
 from security.secure_sum.masks import Masker, Words, word_type
 from security.secure_sum.messages import Signed
 from security.secure_sum.spec import Part
@@ -34,8 +35,15 @@ class ArrayWords:
         return len(self._words)
 
     def fill(self, start: int, out: Words) -> None:
-        """Copies the words."""
-        out[:] = self._words[start : start + len(out)]
+        """Copies the words.
+
+        Raises:
+            MemberMisuseError: the vector is too short or of another type; numpy would repeat or round instead.
+        """
+        words = self._words[start : start + len(out)]
+        if words.shape != out.shape or words.dtype != out.dtype:
+            raise MemberMisuseError("the encoded vector has not the part's length and ring.")
+        out[:] = words
 
 
 @dataclass(frozen=True)

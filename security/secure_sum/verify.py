@@ -15,6 +15,7 @@ from security.secure_sum.errors import (
     UnknownMemberError,
     WrongContextError,
 )
+from security.secure_sum.keys import check_public_key
 from security.secure_sum.messages import KeyMessage, Signed
 from security.secure_sum.spec import Attempt, Context
 from security.signing import verify
@@ -68,7 +69,7 @@ def check_context(attempt: Attempt, context: Context, signer: str) -> None:
 
 
 def check_keys(attempt: Attempt, message: KeyMessage) -> None:
-    """Raises MalformedMessageError unless the keys are for exactly the sender's parts, in plan order, all distinct."""
+    """Raises MalformedMessageError unless the keys are good ones, all distinct, for exactly the sender's parts."""
     expected = [(s, p.name) for s, p in attempt.keyed_parts(message.sender)] if attempt.masked else []
     if [(k.sum, k.part) for k in message.parts] != expected:
         raise MalformedMessageError(
@@ -77,6 +78,8 @@ def check_keys(attempt: Attempt, message: KeyMessage) -> None:
     public = [k.public_key for k in message.parts] + [message.share_key]
     if len(set(public)) != len(public):
         raise MalformedMessageError("a key message uses one key twice.", culprits=(message.sender,))
+    for key in public:
+        check_public_key(key, message.sender)
 
 
 def keys_digest(keys: Mapping[str, Signed]) -> bytes:
@@ -95,12 +98,12 @@ def check_members(attempt: Attempt, members: Iterable[str], what: str) -> None:
 
 
 def check_distinct_keys(keys: Mapping[str, KeyMessage]) -> None:
-    """Raises TamperedKeysError if two members show the same public key: someone answers for another."""
+    """Raises TamperedKeysError if two members show the same public key: one copied the other, who cannot be told."""
     seen: dict[bytes, str] = {}
     for name, message in keys.items():
         for public in (message.share_key, *(k.public_key for k in message.parts)):
             if public in seen:
-                raise TamperedKeysError("two institutions show the same public key.", culprits=(seen[public], name))
+                raise TamperedKeysError(f"{seen[public]!r} and {name!r} show the same public key.")
             seen[public] = name
 
 
