@@ -42,6 +42,8 @@ PLAN: Final = "plan.bin"
 MANIFEST: Final = "manifest.json"
 CARD: Final = "MODEL_CARD.md"
 
+_AGAIN: Final = "Export the model again, or fetch it again."
+
 _KEYS: Final = frozenset(
     {"format", "run", "round", "data", "classes", "schema", "components", "private", "temperatures"}
 )
@@ -204,9 +206,6 @@ def unpack(files: Mapping[str, bytes], expected: str = "") -> Model:
             raise _altered(WEIGHTS, name)
     temperatures = {subset: float(value) for subset, value in manifest["temperatures"].items()}
     return Model(plan, schema, components, manifest["round"], temperatures, tuple(manifest["private"]))
-
-
-_AGAIN: Final = "Export the model again, or fetch it again."
 
 
 def _file(files: Mapping[str, bytes], name: str) -> bytes:

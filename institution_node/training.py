@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from security.privacy.randomness import Randomness, permutation
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+
+_LARGEST_RATE: Final = 1e30  # far below float32's largest, which torch would refuse with an error of its own
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,6 @@ class LocalTrainer:
             weight_decay=settings.weight_decay,
             proximal=settings.proximal,
         )
-        self.model.train()
         total = torch.zeros((), device=self.model.device)
         counted = 0
         with self._gradients(rng) as gradient:
@@ -185,7 +187,6 @@ class LocalTrainer:
             NonFiniteTrainingError: a prediction is NaN or infinite.
         """
         self.model.load(weights)
-        self.model.eval()
         with torch.inference_mode():
             training = self.model(self._train_features)
             validation = self.model(self._validation_features)
@@ -218,7 +219,7 @@ class LocalTrainer:
         for name, part in self.model.slices.items():
             factor = 1.0 if name in heads else step_factors.get(name, 1.0)
             rate = learning_rate * factor
-            if not (math.isfinite(rate) and rate >= 0.0):
+            if not 0.0 <= rate <= _LARGEST_RATE:  # NaN fails this too
                 raise LocalMisuseError(f"the step size of {name} is {rate}.", remedy="Give finite factors, at least 0.")
             rates.append((part, rate))
         return rates

@@ -100,6 +100,21 @@ def test_files_of_two_models_do_not_mix() -> None:
         unpack(other, manifest_digest(one))
 
 
+def test_a_schema_with_other_numbers_is_refused() -> None:
+    files = pack(example_model())
+    schema = files[SCHEMA].replace(b'"mean":0.0', b'"mean":0.5', 1)
+    assert schema != files[SCHEMA]
+    with pytest.raises(ModelArchiveError, match="not what the manifest names"):
+        unpack({**files, SCHEMA: schema})
+
+
+def test_a_manifest_in_another_layout_is_refused_or_one_model_had_two_names() -> None:
+    files = pack(example_model())
+    again = json.dumps(json.loads(files[MANIFEST]), sort_keys=True, indent=2).encode()
+    with pytest.raises(ModelArchiveError, match="not a manifest"):
+        unpack({**files, MANIFEST: again})
+
+
 def edited(change: Callable[[dict[str, Any]], object]) -> dict[str, bytes]:
     files = pack(example_model())
     manifest = json.loads(files[MANIFEST])

@@ -50,7 +50,6 @@ def clipped_sum(made: Case, rows: list[int]) -> Vector:
     """What Opacus' ghost clipping makes of these rows, before noise."""
     one = trainer(made)
     one.model.load(made.weights)
-    one.model.train()
     source = PrivateGradients(one, rng())
     with source:
         source.clipped_sum(np.array(rows, dtype=np.int64))

@@ -194,10 +194,19 @@ def test_nothing_leaves_when_training_diverges(poison: float) -> None:
         one.evaluate(weights)
 
 
-def test_a_huge_step_is_refused_too() -> None:
-    made = case(training={"local_steps": 5})
-    with pytest.raises(NonFiniteTrainingError):
+def test_a_finite_loss_with_an_infinite_update_is_refused() -> None:
+    made = case(training={**PLAIN, "local_steps": 1})
+    for values in made.features.values():
+        values *= 1e10
+    with pytest.raises(NonFiniteTrainingError, match="update"):
         trainer(made).train(made.weights, {}, 1e30, rng())
+
+
+def test_an_infinite_loss_with_a_finite_update_is_refused() -> None:
+    made = case(training={**PLAIN, "local_steps": 1})
+    weights = {name: np.full_like(vector, 3e38) for name, vector in made.weights.items()}
+    with pytest.raises(NonFiniteTrainingError, match="loss"):
+        trainer(made).train(weights, {}, 0.0, rng())  # no step at all: w(K) = w(t)
 
 
 def test_patients_that_cannot_be_trained_on() -> None:
@@ -230,7 +239,7 @@ def test_patients_that_cannot_be_trained_on() -> None:
 
 def test_bad_steps_and_weights_are_refused() -> None:
     made = case()
-    for factor in (-1.0, math.nan):
+    for factor in (-1.0, math.nan, math.inf, 1e300):
         with pytest.raises(LocalMisuseError, match="encoder/mrna"):
             trainer(made).train(made.weights, {"encoder/mrna": factor}, 0.1, rng())
     with pytest.raises(WeightsError):
