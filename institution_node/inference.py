@@ -54,13 +54,9 @@ class NumpyModel:
         self._layers: dict[str, list[tuple[Float32, Float32]]] = {}
         for component in model.components:
             tensors = model.tensors(component)
-            self._layers[component] = [
-                (tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range(len(tensors) // 2)
-            ]
+            self._layers[component] = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range(len(tensors) // 2)]
         self.modalities = tuple(m for m in model.plan.modality_order if names.encoder(m) in self._layers)
-        self.subsets = tuple(
-            names.component_subset(c) for c in self._layers if names.component_kind(c) == "classifier"
-        )
+        self.subsets = tuple(names.component_subset(c) for c in self._layers if names.component_kind(c) == "classifier")
 
     def encode(self, modality: str, features: Float32) -> Float32:
         """float32[patients, encoding width] of float32[patients, input width]; the modality must have an encoder."""

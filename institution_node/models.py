@@ -215,9 +215,7 @@ class InstitutionModel(nn.Module):
 
     def encode(self, features: Sequence[torch.Tensor], masks: DropoutMasks | None) -> list[torch.Tensor]:
         """Encodings (patients × encoding width), in modality order, of features in modality order."""
-        return [
-            self._stacks[names.encoder(m)](x, masks) for m, x in zip(self.modalities, features, strict=True)
-        ]
+        return [self._stacks[names.encoder(m)](x, masks) for m, x in zip(self.modalities, features, strict=True)]
 
     def forward(self, features: Sequence[torch.Tensor], masks: DropoutMasks | None = None) -> dict[str, torch.Tensor]:
         """Logits (patients × classes) of every subset that the institution can evaluate: its combination, its heads.

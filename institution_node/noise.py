@@ -1,0 +1,56 @@
+"""Differential privacy of what is not a gradient: discrete Gaussian noise on words, charged before it is released."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from federation.fixed_point import StatisticsEncoding
+from security.privacy.events import GaussianRelease, PrivacyEvent
+from security.privacy.ledger import PrivacyLedger
+from security.privacy.mechanisms import add_discrete_gaussian, rounded_sensitivity
+from security.privacy.randomness import Randomness
+
+
+class Charges:
+    """One run's way to the ledger: spend first, release after. Without a ledger nothing is charged.
+
+    Args:
+        ledger: None where the plan has no differential privacy.
+        run: hex.
+    """
+
+    def __init__(self, ledger: PrivacyLedger | None, run: str) -> None:
+        self._ledger, self._run = ledger, run
+
+    def spend(self, purpose: str, round_: int, event: PrivacyEvent) -> None:
+        """Charges a release that is about to be made.
+
+        Raises:
+            BudgetExceededError: it would pass the institution's limit; nothing is charged.
+        """
+        if self._ledger is not None:
+            self._ledger.reserve(purpose, self._run, round_, event, key=None)
+
+
+def add_noise(
+    words: npt.NDArray[np.uint64],
+    encoding: StatisticsEncoding,
+    sensitivity: float,
+    multiplier: float,
+    rng: Randomness,
+) -> GaussianRelease:
+    """Adds noise in place and says what releasing the words costs.
+
+    Args:
+        words: of one vector.
+        encoding: that made them.
+        sensitivity: L2, of the vector in its own units, for one patient more or less.
+        multiplier: noise standard deviation over sensitivity.
+        rng: the node's own.
+    """
+    quanta = rounded_sensitivity(sensitivity * encoding.scale, len(words))
+    add_discrete_gaussian(words, Fraction(multiplier * quanta), rng)
+    return GaussianRelease(multiplier)

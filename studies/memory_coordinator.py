@@ -1,0 +1,118 @@
+"""A coordinator without a network: the service's own run, store and directives, called directly and in order."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+from consilium.v1 import service_pb2 as pb
+
+from coordinator.directives import directive_for
+from coordinator.folding import run_job
+from coordinator.observer import Observer
+from coordinator.run import Run
+from coordinator.store import Store
+from federation.in_memory import MemoryContentStore, MemorySpool
+from federation.plan import Plan
+from federation.rounds import digest
+from institution_node.link import verified
+from security.secure_sum.messages import Signed
+from security.secure_sum.upload import MaskedUpload
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+"""Studies have no clock: time moves only when nobody can."""
+
+
+class MemoryCoordinator:
+    """One run of one plan.
+
+    Args:
+        plan_bytes: the plan's exact bytes.
+        observer: told what happens.
+    """
+
+    def __init__(self, plan_bytes: bytes, observer: Observer | None = None) -> None:
+        self.now = EPOCH
+        self.store = Store("sqlite://")
+        self.content, self.spool = MemoryContentStore(), MemorySpool()
+        self.observer = observer or Observer()
+        plan = Plan.from_bytes(plan_bytes)
+        self.store.create_run(digest(plan_bytes).hex(), plan.run, plan_bytes, self.now)
+        self.store.set_status(digest(plan_bytes).hex(), "enrolling", "", self.now)
+        self.run = Run(plan_bytes, self.store, self.content, self.spool, self.observer, self.now)
+
+    def work(self) -> bool:
+        """Does the heavy work that is due; whether there was any."""
+        job = self.run.job()
+        if job is None:
+            return False
+        self.run.folded(job, run_job(job, self.content), self.now)
+        return True
+
+    def pass_time(self, seconds: float) -> None:
+        """Lets deadlines come."""
+        self.now += timedelta(seconds=seconds)
+        self.run.tick(self.now)
+
+
+class MemoryLink:
+    """The coordinator as one institution sees it; a `CoordinatorLink`."""
+
+    def __init__(self, coordinator: MemoryCoordinator, institution: str) -> None:
+        self._coordinator, self._institution = coordinator, institution
+
+    @property
+    def _run(self) -> Run:
+        return self._coordinator.run
+
+    def invitation(self) -> bytes:
+        """See CoordinatorLink."""
+        return b"" if self._run.ended else self._run.plan_bytes
+
+    def enrol(self, run: bytes, refusal: str) -> str:
+        """See CoordinatorLink."""
+        reason = self._run.enrol(self._institution, "in-memory", refusal, self._coordinator.now)
+        self._run.tick(self._coordinator.now)
+        return reason
+
+    def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
+        """See CoordinatorLink; never waits."""
+        self._run.poll(self._institution, self._coordinator.now)
+        return directive_for(self._run, self._institution, b"in-memory")
+
+    def submit(self, request: pb.SubmitRequest) -> None:
+        """See CoordinatorLink."""
+        run, now = self._run, self._coordinator.now
+        match request.WhichOneof("message"):
+            case "keys":
+                run.take_keys(Signed.from_proto(request.keys), now)
+            case "shares":
+                run.take_shares(self._institution, [Signed.from_proto(m) for m in request.shares.messages], now)
+            case "signature":
+                run.take_signature(Signed.from_proto(request.signature), now)
+            case "opening":
+                run.take_opening(Signed.from_proto(request.opening), now)
+            case "withdrawal":
+                w = request.withdrawal
+                run.withdraw(self._institution, w.round, w.attempt, w.code, now)
+
+    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+        """See CoordinatorLink."""
+        spool = self._coordinator.spool
+        key = self._run.begin_upload(upload.header)
+        if spool.is_complete(key):
+            return
+        offset, hashed = spool.offset(key), hashlib.sha256()
+        for chunk in upload.chunks():
+            hashed.update(chunk)
+            spool.append(key, offset, chunk)
+            offset += len(chunk)
+        spool.complete(key, hashed.hexdigest(), upload.length)
+        self._run.complete_upload(key, self._coordinator.now)
+
+    def download(self, run: bytes, digest: str) -> bytearray:
+        """See CoordinatorLink."""
+        reader = self._coordinator.content.open(digest)
+        data = bytearray(reader.length)
+        reader.read_into(0, memoryview(data))
+        return verified(data, digest)
