@@ -175,7 +175,9 @@ class LocalTrainer:
         for name, update in updates.items():
             # A sum is finite only if all its terms are, and it makes no mask as large as the model; a finite update
             # whose float64 sum overflows does not exist in float32.
-            if not math.isfinite(float(update.sum(dtype=np.float64))):
+            with np.errstate(invalid="ignore"):
+                total_update = float(update.sum(dtype=np.float64))
+            if not math.isfinite(total_update):
                 raise _diverged(f"the update of {name}", self.institution)
         return Trajectory(updates, mean_loss, settings.local_steps)
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from federation.layout import Layout, layout
 from federation.plan import Plan
 from tests.plans import example_plan
+
+# Threads cost more than they save on models this small, and tests share the machine.
+torch.set_num_threads(1)
 
 WIDTHS = {"mrna": 6, "image": 4, "clinical": 3}
 
