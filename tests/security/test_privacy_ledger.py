@@ -212,6 +212,9 @@ def test_lost_doubled_moved_and_foreign_lines_are_refused(
     for lines in ([head, two, three], [head, one, three], [head, one, one, two, three], [head, two, one, three], [one]):
         with pytest.raises(LedgerDamagedError):
             open_ledger(put(tmp_path / "lines", b"".join(lines), anchor))
+    for same in (b" " + two, two.replace(b'{"event"', b'{"event": 0, "event"', 1)):  # reads the same, is not the same
+        with pytest.raises(LedgerDamagedError, match="line 3"):
+            open_ledger(put(tmp_path / "lines", b"".join([head, one, same, three]), anchor))
     cheaper = json.loads(two) | {"event": {"kind": "laplace", "epsilon": 0.001}}
     with pytest.raises(LedgerDamagedError, match="line 3"):
         open_ledger(put(tmp_path / "lines", b"".join([head, one, json.dumps(cheaper).encode() + b"\n", three]), anchor))
@@ -225,11 +228,15 @@ def test_an_older_copy_of_the_ledger_alone_is_refused(tmp_path: Path, history: l
 
 
 @pytest.mark.parametrize("gone", ["ledger", "ledger.anchor"])
-def test_a_missing_file_is_not_an_empty_ledger(tmp_path: Path, history: list[tuple[bytes, bytes]], gone: str) -> None:
-    folder = put(tmp_path / "gone", *history[-1])
+@pytest.mark.parametrize("charged", [1, 3])
+def test_a_missing_file_is_not_an_empty_ledger(
+    tmp_path: Path, history: list[tuple[bytes, bytes]], gone: str, charged: int
+) -> None:
+    folder = put(tmp_path / "gone", *history[charged])
     (folder / gone).unlink()
     with pytest.raises(LedgerDamagedError, match="gone"):
         open_ledger(folder)
+    assert not (folder / gone).exists()
 
 
 @pytest.mark.parametrize(
@@ -326,9 +333,11 @@ def test_a_missing_folder_and_a_link_get_a_typed_error(tmp_path: Path) -> None:
     with pytest.raises(LedgerWriteError):
         open_ledger(tmp_path / "nowhere")
     (tmp_path / "elsewhere").write_bytes(HEADER)
+    (tmp_path / "elsewhere").chmod(0o644)
     (tmp_path / "ledger").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(LedgerWriteError):
         open_ledger(tmp_path)
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o644
 
 
 charges = st.lists(
