@@ -124,7 +124,7 @@ class LocalRun:
         self._recorder = recorder or Recorder()
         self._cohorts = Cohorts(self.plan)
         self._round: _Round | None = None
-        self._schema: FeatureSchema | None = None
+        self._schema_digest = ""
         self._layout: Layout | None = None
         self._trainer: Any = None
         self._global: GlobalModel | None = None
@@ -259,8 +259,8 @@ class LocalRun:
             raise TranscriptError("a total of patients is smaller than this institution's own part of it.")
 
     def _prepare(self, setup: Setup) -> None:
-        if self._schema is not None and self._schema.digest == setup.schema:
-            return
+        if self._schema_digest == setup.schema:
+            return  # it is the run's for good
         schema = FeatureSchema.from_bytes(bytes(self._library.fetch(setup.schema)))
         made = layout(self.plan, schema.widths)
         held = names.modalities_of(made.combinations[self.institution])
@@ -286,7 +286,7 @@ class LocalRun:
             self._trainer = LocalTrainer(*arguments)
         summed = self._cohorts.summed(setup)
         owned = made.owned(self.institution)
-        self._schema, self._layout = schema, made
+        self._schema_digest, self._layout = setup.schema, made
         self._global = GlobalModel(self.plan, made, tuple(n for n in owned if n in summed), self._library)
 
     @property
