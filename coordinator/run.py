@@ -78,6 +78,7 @@ class Attempt:
     withdrawn: dict[str, str] = field(default_factory=dict)
     folding: bool = False
     signed_once: bool = False
+    fruitless: int = 0  # openings that did not suffice to unmask the current sum
 
 
 class Run:
@@ -349,7 +350,8 @@ class Run:
                 elif self._late(now, deadlines.signatures):
                     self._fail_attempt("missing-signatures", now)
             case AggregatorPhase.OPENINGS:
-                if not attempt.folding and not machine.openable and self._late(now, deadlines.openings):
+                enough = machine.openable and len(machine.current.openings) > attempt.fruitless
+                if not attempt.folding and not enough and self._late(now, deadlines.openings):
                     self._fail_attempt("missing-openings", now)
             case AggregatorPhase.DONE:
                 pass
@@ -473,13 +475,14 @@ class Run:
         if attempt is None or attempt.folding or attempt.machine.phase is not AggregatorPhase.OPENINGS:
             return None
         machine = attempt.machine
-        if not machine.openable:
+        if not machine.openable or len(machine.current.openings) <= attempt.fruitless:
             return None
         try:
             openings = machine.unmask()
-        except BadShareError as error:
+        except (BadShareError, TooFewMembersError) as error:
+            attempt.fruitless = len(machine.current.openings)  # more may come until the deadline
             self._observer.blamed(error.culprits, error.code)
-            return None  # more openings may come until the deadline
+            return None
         name, cohort = machine.current.name, machine.cohort
         uploads = {
             i: self.spool.open(UploadKey(self.key, self.round, attempt.number, name, i)) for i in machine.current.alive
@@ -502,6 +505,12 @@ class Run:
         if self.attempt is not None:
             self.attempt.folding = False
 
+    def cannot_open(self, code: str, now: datetime) -> None:
+        """The job's sum is open to nobody's use, and would be again: the attempt cannot go on."""
+        if self.attempt is not None and self.attempt.folding:
+            self.attempt.folding = False
+            self._fail_attempt(code, now)
+
     def folded(self, job: FoldJob, result: FoldResult, now: datetime) -> None:
         """Takes a job's result: the sum is open, durably, and the next one begins."""
         attempt = self.attempt
@@ -518,7 +527,7 @@ class Run:
             components=[c.to_proto(name) for name, c in sorted(result.components.items())],
         )
         data = message.SerializeToString(deterministic=True)
-        attempt.folding = False
+        attempt.folding, attempt.fruitless = False, 0
         machine.close_sum()
         try:
             self._take_opened(data)
