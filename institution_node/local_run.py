@@ -39,6 +39,7 @@ from institution_node.memory import Memory, RunMemory
 from institution_node.noise import Charges, add_noise
 from institution_node.schedule import learning_rate
 from institution_node.statistics import Encoded, encode_clipped, encode_losses, encode_metrics
+from institution_node.trainer import TrainerFactory, trainer_for
 from security.privacy.ledger import PrivacyLedger
 from security.privacy.mechanisms import count_event, noised_count
 from security.privacy.randomness import Randomness, SeededRandomness
@@ -99,6 +100,7 @@ class LocalRun:
         device: torch's name of the device.
         ledger: privacy budget; None only where the plan has no differential privacy.
         recorder: told local figures.
+        make_trainer: what trains; another one only in the bench.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class LocalRun:
         device: str = "cpu",
         ledger: PrivacyLedger | None = None,
         recorder: Recorder | None = None,
+        make_trainer: TrainerFactory = trainer_for,
     ) -> None:
         self.plan = Plan.from_bytes(plan_bytes)
         self.run = digest(plan_bytes)
@@ -126,6 +129,7 @@ class LocalRun:
         self._round: _Round | None = None
         self._schema_digest = ""
         self._layout: Layout | None = None
+        self._make_trainer = make_trainer
         self._trainer: Any = None
         self._global: GlobalModel | None = None
         self._private_plan = self.plan.differential_privacy.enabled
@@ -275,15 +279,7 @@ class LocalRun:
             self._validation_rows,
             self._device,
         )
-        # torch and opacus take seconds to import, and `--help` must not wait for them.
-        if self._private_plan:
-            from institution_node.private_training import PrivateTrainer
-
-            self._trainer = PrivateTrainer(*arguments)
-        else:
-            from institution_node.training import LocalTrainer
-
-            self._trainer = LocalTrainer(*arguments)
+        self._trainer = self._make_trainer(*arguments)
         summed = self._cohorts.summed(setup)
         owned = made.owned(self.institution)
         self._schema_digest, self._layout = setup.schema, made
