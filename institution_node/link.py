@@ -7,7 +7,6 @@ each may be repeated, and says the same again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from consilium.v1 import service_pb2 as pb
@@ -120,5 +119,20 @@ def verified(content: bytearray, digest: str) -> bytearray:
     return content
 
 
-Stop = Callable[[], bool]
-"""Whether this node was told to stop; asked between attempts."""
+class LinkWatcher:
+    """Hears what passes over a link, for metrics and logs; keeps nothing. Kinds are `monitoring.metrics.TRAFFIC`."""
+
+    def sent(self, kind: str, count: int) -> None:
+        """So many bytes of payload went out."""
+
+    def received(self, kind: str, count: int) -> None:
+        """So many bytes of payload came in."""
+
+    def answered(self) -> None:
+        """The coordinator answered a call, with whatever."""
+
+    def unreachable(self, error: LinkError, wait_seconds: float) -> None:
+        """A call failed and is tried again after so many seconds."""
+
+    def masked(self, sum_name: str, count: int, seconds: float) -> None:
+        """So many bytes of a sum's upload were made and masked in so many seconds."""

@@ -1,0 +1,46 @@
+"""Content by digest, for the work of a round: fetched over the link once, not at every repeated directive."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from institution_node.link import CoordinatorLink
+
+CAPACITY_BYTES: Final = 64 << 20
+"""Of what is kept by default: the opened sum of a model of 10 million parameters, and some room."""
+
+
+class LinkLibrary:
+    """The run's content at the coordinator: a `Library` of the round's work.
+
+    Args:
+        link: where content comes from; it checks the digests.
+        run: digest of the plan, 32 bytes.
+        capacity: bytes kept at most; the content that was used longest ago goes first. Larger content is not kept.
+    """
+
+    def __init__(self, link: CoordinatorLink, run: bytes, capacity: int = CAPACITY_BYTES) -> None:
+        self._link, self._run, self._capacity = link, run, capacity
+        self._kept: OrderedDict[str, bytearray] = OrderedDict()
+        self._size = 0
+
+    def fetch(self, digest: str) -> bytearray:
+        """Content by its SHA-256 (64 hex digits). The buffer is shared with later callers: do not change it.
+
+        Raises:
+            ContentMismatchError: what came is something else.
+            LinkError: it could not be fetched.
+        """
+        content = self._kept.get(digest)
+        if content is not None:
+            self._kept.move_to_end(digest)
+            return content
+        content = self._link.download(self._run, digest)
+        if len(content) <= self._capacity:
+            self._kept[digest] = content
+            self._size += len(content)
+            while self._size > self._capacity:
+                _, oldest = self._kept.popitem(last=False)
+                self._size -= len(oldest)
+        return content
