@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +14,62 @@ from federation.layout import Layout
 from federation.plan import Plan
 from security.privacy.randomness import Randomness
 
-if TYPE_CHECKING:  # these modules import torch, which takes seconds, and `--help` must not wait for it
-    from institution_node.training import Evaluation, Trajectory
-
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a round of local training did.
+
+    Attributes:
+        updates: component to float32[size], δ = w(K) − w(t), for every component that the institution owns.
+        mean_loss: mean over the steps of the batch losses, heads included; local knowledge, never sent. Over the
+            steps with patients; NaN if there was none (empty Poisson batches).
+        steps: K.
+    """
+
+    updates: Mapping[str, Float32]
+    mean_loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class SubsetLosses:
+    """Mean per-patient cross-entropy of one subset, each patient's clipped at the plan's `proximity.loss_max`.
+
+    Attributes:
+        training: over the training patients, evaluation mode.
+        validation: over the validation patients; None where there is none.
+    """
+
+    training: float
+    validation: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The model at some weights, on one institution's patients.
+
+    Attributes:
+        combination: the institution's own.
+        losses: every subset that the institution can evaluate (its combination; each modality that it has a head
+        for).
+        logits: the same subsets to float32[validation patients, classes], before any temperature.
+        labels: int64[validation patients].
+    """
+
+    combination: str
+    losses: Mapping[str, SubsetLosses]
+    logits: Mapping[str, Float32]
+    labels: Int64
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """float64[validation patients, classes]: the combination's classifier."""
+        logits = self.logits[self.combination].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-math.inf))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 class Trainer(Protocol):
@@ -70,6 +123,7 @@ def trainer_for(
         from institution_node.private_training import PrivateTrainer
 
         return PrivateTrainer(*arguments)
+    # torch takes seconds to import, and `--help` must not wait for it
     from institution_node.training import LocalTrainer
 
     return LocalTrainer(*arguments)

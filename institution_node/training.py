@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,6 +17,7 @@ from federation.plan import Plan
 from institution_node.errors import NonFiniteTrainingError, TrainingDataError
 from institution_node.models import DropoutMasks, InstitutionModel
 from institution_node.optimisers import FlatOptimiser
+from institution_node.trainer import Evaluation, SubsetLosses, Trajectory
 from security.errors import LocalMisuseError
 from security.privacy.randomness import Randomness, permutation
 
@@ -25,60 +25,6 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 _LARGEST_RATE: Final = 1e30  # far below float32's largest, which torch would refuse with an error of its own
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What a round of local training did.
-
-    Attributes:
-        updates: component to float32[size], δ = w(K) − w(t), for every component that the institution owns.
-        mean_loss: mean over the steps of the batch losses, heads included; local knowledge, never sent. Over the
-            steps with patients; NaN if there was none (empty Poisson batches).
-        steps: K.
-    """
-
-    updates: Mapping[str, Float32]
-    mean_loss: float
-    steps: int
-
-
-@dataclass(frozen=True)
-class SubsetLosses:
-    """Mean per-patient cross-entropy of one subset, each patient's clipped at the plan's `proximity.loss_max`.
-
-    Attributes:
-        training: over the training patients, evaluation mode.
-        validation: over the validation patients; None where there is none.
-    """
-
-    training: float
-    validation: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The model at some weights, on one institution's patients.
-
-    Attributes:
-        combination: the institution's own.
-        losses: every subset that the institution can evaluate (its combination; each modality that it has a head
-        for).
-        logits: the same subsets to float32[validation patients, classes], before any temperature.
-        labels: int64[validation patients].
-    """
-
-    combination: str
-    losses: Mapping[str, SubsetLosses]
-    logits: Mapping[str, Float32]
-    labels: Int64
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """float64[validation patients, classes]: the combination's classifier."""
-        logits = self.logits[self.combination].astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-math.inf))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 class LocalTrainer:
