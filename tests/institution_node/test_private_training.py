@@ -14,7 +14,7 @@ from torch.nn import functional
 from institution_node.errors import NonFiniteTrainingError, TrainingDataError
 from institution_node.models import InstitutionModel
 from institution_node.private_training import PrivateGradients, PrivateTrainer, planned_event
-from institution_node.training import Trajectory
+from institution_node.trainer import Trajectory
 from security.errors import ConfigurationError
 from security.privacy.events import SampledGaussian
 from security.privacy.randomness import SeededRandomness
