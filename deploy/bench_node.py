@@ -1,0 +1,140 @@
+"""A node of the bench: the real link, loop, session and sums, on generated vectors instead of training. No torch.
+
+`python -m deploy.bench_node run --config node.toml`; CONSILIUM_BENCH_VANISH=1 makes it vanish from every round after
+the key phase, where recovering it costs most.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.bench_plan import COLUMNS, MODALITY, PATIENTS
+from federation.layout import Layout
+from federation.plan import Plan
+from federation.tables import RawTable
+from institution_node.config import load_node_config
+from institution_node.data import InstitutionData
+from institution_node.errors import NonFiniteTrainingError
+from institution_node.local_run import LocalRun
+from institution_node.memory import FolderMemory
+from institution_node.node import Assignment, Node
+from institution_node.policy import NodeIdentity, load_policy
+from institution_node.session import RoundWork
+from institution_node.trainer import Evaluation, SubsetLosses, Trajectory
+from security.privacy.randomness import Randomness, SystemRandomness, numpy_generator
+from security.signing import public_key_text
+from security.tls import TlsFiles, load
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+class GeneratedVectors:
+    """A trainer that trains nothing: one generated update, shown again every round."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        institution: str,
+        features: Mapping[str, Float32],
+        labels: Int64,
+        train_rows: Int64,
+        validation_rows: Int64,
+        device: str,
+    ) -> None:
+        del features, train_rows, device
+        self.patients = PATIENTS
+        self._labels = labels[validation_rows]
+        self._subsets = [s for s, who in layout.subsets.items() if institution in who]
+        self._combination = layout.combinations[institution]
+        self._classes = len(plan.label.classes)
+        rng = np.random.default_rng(sum(institution.encode()))
+        self._updates = {
+            name: rng.standard_normal(layout.components[name].size, np.float32) * np.float32(0.01)
+            for name in layout.owned(institution)
+        }
+
+    def train(
+        self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
+    ) -> Trajectory:
+        """The generated update."""
+        if os.environ.get("CONSILIUM_BENCH_VANISH"):
+            raise NonFiniteTrainingError("this node vanishes here, as the bench wants it.")
+        return Trajectory(self._updates, 0.0, 1)
+
+    def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:
+        """Made-up losses and logits."""
+        logits = np.zeros((len(self._labels), self._classes), np.float32)
+        losses = {s: SubsetLosses(0.7, 0.7) for s in self._subsets}
+        return Evaluation(self._combination, losses, dict.fromkeys(losses, logits), self._labels)
+
+
+def generated_patients(rng: Randomness) -> InstitutionData:
+    """A few patients with numeric columns, so that round 0 has something to sum."""
+    values = numpy_generator(rng).standard_normal((COLUMNS, PATIENTS))
+    ids = tuple(f"p{k:03}" for k in range(PATIENTS))
+    table = RawTable(ids, {f"c{k}": values[k] for k in range(COLUMNS)}, {})
+    return InstitutionData(ids, {MODALITY: table}, np.arange(PATIENTS, dtype=np.int64) % 2, "generated")
+
+
+@contextmanager
+def _work(a: Assignment) -> Iterator[RoundWork]:
+    yield LocalRun(
+        a.plan_bytes,
+        a.institution,
+        a.data,
+        a.library,
+        a.memory,
+        a.randomness,
+        make_trainer=GeneratedVectors,
+    )
+
+
+def main(config_path: Path) -> None:
+    """Runs until it is told to stop."""
+    from institution_node.grpc_link import GrpcLink
+
+    config = load_node_config(config_path)
+    policy = load_policy(config.policy)
+    files = TlsFiles(config.tls.certificate, config.tls.key, config.tls.authority, config.tls.revocations)
+    material = load(files, datetime.now(UTC))
+    key = material.identity_key()
+    stop = Event()
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    own = NodeIdentity(config.federation, config.institution, public_key_text(key.public), (MODALITY,))
+    rng = SystemRandomness()
+    link = GrpcLink(config.coordinator, files, stop=stop)
+    node = Node(
+        link,
+        own,
+        key,
+        lambda: policy,
+        FolderMemory(config.state / "runs"),
+        rng,
+        lambda _: generated_patients(rng),
+        _work,
+    )
+    while True:
+        if not node.step(20.0):
+            stop.wait(0.1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[sys.argv.index("--config") + 1]))

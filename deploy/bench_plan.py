@@ -1,0 +1,66 @@
+"""Plans of the bench: one modality, one encoder of the wanted size, owned by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import Literal
+
+from federation.plan import (
+    Column,
+    Deadlines,
+    Evaluation,
+    FeatureFloors,
+    Institution,
+    Label,
+    LabelClass,
+    Modality,
+    Model,
+    Plan,
+    SecureSumSettings,
+    Training,
+)
+from federation.plan_check import minimum_threshold
+
+MODALITY = "vector"
+COLUMNS = 10
+PATIENTS = 20
+
+
+def bench_plan(
+    keys: Mapping[str, str], parameters: int, rounds: int, backend: Literal["masks", "none"], federation: str
+) -> Plan:
+    """A plan whose encoder has about `parameters` parameters.
+
+    Args:
+        keys: institution to its `p256:` line.
+        parameters: of the encoder: 10·h + h, h·h + h, h·16 + 16.
+        rounds: training rounds.
+        backend: `none` runs the same transport, spool and hash without masks.
+        federation: its name.
+    """
+    hidden = isqrt(parameters) - 14
+    return Plan(
+        federation=federation,
+        run=f"bench-{parameters}-{backend}",
+        seed=1,
+        rounds=rounds,
+        data="synthetic",
+        label=Label(
+            column="stage", classes=(LabelClass(name="I", values=("1",)), LabelClass(name="II", values=("2",)))
+        ),
+        modalities=(
+            Modality(
+                name=MODALITY,
+                columns=tuple(Column(name=f"c{k}", low=-10.0, high=10.0) for k in range(COLUMNS)),
+                hidden=(hidden, hidden),
+            ),
+        ),
+        institutions=tuple(Institution(name=n, key=k, modalities=(MODALITY,)) for n, k in keys.items()),
+        model=Model(),
+        secure_sum=SecureSumSettings(backend=backend, threshold=minimum_threshold(len(keys), 1), clip=0.1),
+        training=Training(local_steps=1),
+        evaluation=Evaluation(select="last", patience=0),
+        features=FeatureFloors(min_institutions=3, min_patients=10),
+        deadlines=Deadlines(keys=60.0, upload=120.0, signatures=60.0, openings=60.0, enrolment=120.0),
+    )
