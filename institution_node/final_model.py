@@ -1,0 +1,85 @@
+"""When a run has ended: this institution's own copy of the model, merged with the components that never left it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from consilium.v1 import round_pb2 as rounds_pb
+from consilium.v1 import service_pb2 as pb
+
+from federation import names
+from federation.features import FeatureSchema
+from federation.model_archive import Model, pack, with_private
+from federation.rounds import ComponentDigests, read_round_start
+from institution_node.model_folder import write_model
+from institution_node.node import Assignment
+from security.errors import ConfigurationError, ProtocolError
+
+
+class FinalModelError(ProtocolError):
+    """What the coordinator calls the final model does not fit the plan."""
+
+    code = "final-model"
+
+
+def final_model(assignment: Assignment, final: rounds_pb.RoundStart) -> Model:
+    """The run's model at this institution.
+
+    Args:
+        assignment: the run.
+        final: opening of what would be the next round.
+
+    Returns:
+        Every summed component, and this institution's private ones, which are not to be passed on.
+
+    Raises:
+        FinalModelError, ContentMismatchError: what came does not fit the plan or its digests.
+        LinkError: it could not be fetched.
+    """
+    library = assignment.library
+    schema = FeatureSchema.from_bytes(bytes(library.fetch(final.setup.schema)))
+    states = ComponentDigests.all_from(final.components)
+    weights = {name: np.frombuffer(library.fetch(s.weights), np.dtype("<f4")) for name, s in states.items()}
+    # From figures that the coordinator computes from opened sums; without any, probabilities stay as trained.
+    published = json.loads(final.figures or b"{}").get("temperatures", {})
+    subsets = [names.component_subset(n) for n in states if names.component_kind(n) == "classifier"]
+    temperatures = {s: float(published.get(s, 1.0)) for s in subsets}
+    shared = Model(assignment.plan, schema, weights, max(0, final.round - 1), temperatures)
+    for name, vector in weights.items():
+        component = shared.layout.components.get(name)
+        if component is None or component.size != len(vector):
+            raise FinalModelError(f"the final model's {name} is not the plan's.")
+    private = assignment.memory.load(assignment.run.hex()).private
+    return with_private(shared, {n: v for n, v in private.items() if n in shared.layout.components}, {})
+
+
+def keep_final_model(folder: Path, assignment: Assignment, ended: pb.RunEnded) -> Path:
+    """Writes the model for `consilium-node predict`.
+
+    Args:
+        folder: of all models; the run's is named by its digest.
+        assignment: the run.
+        ended: what the coordinator said.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        FinalModelError, ContentMismatchError, LinkError: as `final_model`.
+        ConfigurationError: the disk refused.
+    """
+    final = read_round_start(ended.final, assignment.run)
+    if not final.HasField("setup"):
+        raise FinalModelError("the run ended before there was a model.")
+    target = folder / assignment.run.hex()
+    try:
+        write_model(target, pack(final_model(assignment, final)))
+    except OSError as error:
+        raise ConfigurationError(
+            f"the final model cannot be written: {error.strerror or type(error).__name__}.",
+            remedy="Free or mend the disk; `consilium export` still has the shared model.",
+            place=str(target),
+        ) from error
+    return target
