@@ -8,6 +8,7 @@ sum's life: survivor list signed, sum opened, round committed (DESIGN.md, "State
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -115,6 +116,7 @@ class Run:
         self._updated: Mapping[str, ComponentDigests] = {}
         self._sums: tuple[Sum, ...] = ()
         self._burnt = 0
+        self.traffic: Counter[str] = Counter()  # payload bytes of the round, `up` and `down`; whoever moves them adds
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -506,8 +508,8 @@ class Run:
             self.attempt.folding = False
 
     def cannot_open(self, code: str, now: datetime) -> None:
-        """The job's sum is open to nobody's use, and would be again: the attempt cannot go on."""
-        if self.attempt is not None and self.attempt.folding:
+        """The sum cannot be opened, or not be used, and trying again would not help: the attempt cannot go on."""
+        if self.attempt is not None and self.attempt.machine.phase is AggregatorPhase.OPENINGS:
             self.attempt.folding = False
             self._fail_attempt(code, now)
 
@@ -601,6 +603,7 @@ class Run:
         words = {p.words for data in attempt.opened for p in pb.OpenedSum.FromString(data).parts}
         self.content.collect(self.state.digests() | words)
         self._seconds, self._last_phase = {}, ""
+        self.traffic.clear()
         self.round += 1
         patience = self.plan.evaluation.patience
         if self.round > self.plan.rounds:
@@ -636,6 +639,7 @@ class Run:
             "sums": {name: {"alive": sorted(s.alive)} for name, s in machine.finished.items()},
             "opened": [pb.OpenedSum.FromString(data).sum for data in attempt.opened],
             "withdrawn": dict(sorted(attempt.withdrawn.items())),
+            "bytes": {"up": self.traffic["up"], "down": self.traffic["down"]},
             "seconds": {phase: round(seconds, 4) for phase, seconds in self._seconds.items()},
         }
         if result is not None:

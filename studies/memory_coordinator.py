@@ -107,6 +107,7 @@ class MemoryLink:
             hashed.update(chunk)
             spool.append(key, offset, chunk)
             offset += len(chunk)
+            self._run.traffic["up"] += len(chunk)
         spool.complete(key, hashed.hexdigest(), upload.length)
         self._run.complete_upload(key, self._coordinator.now)
 
@@ -115,4 +116,5 @@ class MemoryLink:
         reader = self._coordinator.content.open(digest)
         data = bytearray(reader.length)
         reader.read_into(0, memoryview(data))
+        self._run.traffic["down"] += len(data)
         return verified(data, digest)
