@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli_errors import user_errors
 from deploy.pki_cli import app as pki
 from security.errors import ConfigurationError
 from security.tls import TlsFiles
+from security.user_errors import user_errors
 
 if TYPE_CHECKING:
     from deploy.operator_link import OperatorLink

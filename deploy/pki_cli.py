@@ -13,7 +13,6 @@ from typing import Annotated, Final
 
 import typer
 
-from deploy.cli_errors import user_errors
 from security.errors import ConfigurationError
 from security.pki import (
     Authority,
@@ -34,6 +33,7 @@ from security.pki import (
 )
 from security.signing import IdentityKey, public_key_text
 from security.tls import read_private_key
+from security.user_errors import user_errors
 
 CA_KEY: Final = "ca-key.pem"
 CA_CERTIFICATE: Final = "ca.pem"

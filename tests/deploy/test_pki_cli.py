@@ -10,12 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from deploy.cli_errors import user_errors
 from deploy.pki_cli import app
 from security.errors import ConfigurationError
 from security.pki import Role, create_request, identity_of, parse_revocations
 from security.signing import IdentityKey, parse_public_key_text
 from security.tls import TlsFiles, load
+from security.user_errors import user_errors
 
 RUNNER = CliRunner()
 

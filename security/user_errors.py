@@ -1,4 +1,4 @@
-"""How every `consilium` command shows a user's mistake: two lines and exit code 2, never a traceback."""
+"""How every command line here shows a user's mistake: two lines and exit code 2, never a traceback."""
 
 from __future__ import annotations
 
