@@ -120,7 +120,8 @@ class LocalRun:
         self.run = digest(plan_bytes)
         self.institution = institution
         self._data, self._library, self._memory = data, library, memory
-        self._randomness = randomness.child(f"run/{self.run.hex()}")
+        # By the run's name and not its digest, which every new key would change: seeds repeat a study or a demo.
+        self._randomness = randomness.child(f"run/{self.plan.run}")
         self._device = device
         self._ledger = ledger
         self._charges = Charges(ledger, self.run.hex())
