@@ -1,0 +1,228 @@
+# ruff: noqa: N802 # the methods' names are the wire contract's
+"""What an institution's node calls: translates between the wire and the run, and nothing more.
+
+The caller is who its certificate says; a message that another one signed is not taken from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from consilium.v1 import secure_sum_pb2 as sum_pb
+from consilium.v1 import service_pb2 as pb
+from consilium.v1.service_pb2_grpc import InstitutionServiceServicer
+
+from coordinator.callers import caller
+from coordinator.errors import (
+    CertificateKeyError,
+    MalformedRequestError,
+    NotTheSignerError,
+    OffsetError,
+    ProtocolVersionError,
+)
+from coordinator.failpoints import hit
+from coordinator.hub import Hub
+from coordinator.live_run import LiveRun
+from coordinator.run import NotEnrolledError, RunEndedError
+from federation.vectors import UploadKey, UploadOffsetError, check_digest, unknown_content
+from security.certificates import Identity
+from security.secure_sum.messages import Signed, UploadHeader
+from security.signing import parse_public_key_text
+
+if TYPE_CHECKING:  # generic in the stubs only
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+PROTOCOL_VERSION: Final = 1
+LONGEST_WAIT: Final = 25.0
+CHUNK_BYTES: Final = 1 << 20
+_CODE: Final = re.compile(r"[a-z]{1,24}(-[a-z]{1,24}){0,5}")
+_OTHER_CODE: Final = "other"
+
+
+class InstitutionService(InstitutionServiceServicer):
+    """See `consilium/v1/service.proto`.
+
+    Args:
+        hub: the runs.
+        disk: threads that write uploads and read downloads.
+    """
+
+    def __init__(self, hub: Hub, disk: ThreadPoolExecutor) -> None:
+        self._hub, self._disk = hub, disk
+
+    # -- joining ------------------------------------------------------------------------------------------------
+
+    async def GetInvitation(self, request: pb.GetInvitationRequest, context: Context) -> pb.GetInvitationResponse:
+        """The run that this institution is invited to."""
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolVersionError(f"the caller speaks version {request.protocol_version} of the contract.")
+        return pb.GetInvitationResponse(plan=self._hub.invitation(caller.get().name))
+
+    async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:
+        """Joins, or says which local rule refused."""
+        identity = caller.get()
+        live = await self._live(request.run)
+        if live.run.ended:
+            raise RunEndedError("the run is over.", remedy="Ask for the next invitation.")
+        if parse_public_key_text(live.run.plan.institution(identity.name).key) != identity.public:
+            raise CertificateKeyError(
+                f"the plan has another key for {identity.name!r} than its certificate.",
+                remedy="Renew the certificate for the same key, or ask the operator for a new plan.",
+            )
+        now = self._hub.clock()
+        with live.step(identity.name) as run:
+            reason = run.enrol(identity.name, identity.fingerprint, code_of(request.refusal), now)
+            run.tick(now)
+        return pb.EnrolResponse(reason=reason)
+
+    async def NextDirective(self, request: pb.NextDirectiveRequest, context: Context) -> pb.NextDirectiveResponse:
+        """What to do next."""
+        wait = request.wait_seconds
+        if not 0 <= wait <= LONGEST_WAIT:  # NaN is neither
+            wait = LONGEST_WAIT if wait > LONGEST_WAIT else 0.0
+        live = await self._live(request.run)
+        directive = await live.next_directive(caller.get().name, request.known, wait)
+        return pb.NextDirectiveResponse(directive=directive)
+
+    # -- messages -----------------------------------------------------------------------------------------------
+
+    async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:
+        """A signed message of the secure sum, or a withdrawal."""
+        identity, now = caller.get(), self._hub.clock()
+        live = await self._live(request.run)
+        with live.step(identity.name) as run:
+            match request.WhichOneof("message"):
+                case "keys":
+                    run.take_keys(_signed(request.keys, identity), now)
+                case "shares":
+                    if request.shares.sender != identity.name:
+                        raise _not_the_signer(request.shares.sender, identity)
+                    shares = [_signed(m, identity) for m in request.shares.messages]
+                    run.take_shares(identity.name, shares, now)
+                case "signature":
+                    run.take_signature(_signed(request.signature, identity), now)
+                case "opening":
+                    run.take_opening(_signed(request.opening, identity), now)
+                case "withdrawal":
+                    w = request.withdrawal
+                    run.withdraw(identity.name, w.round, w.attempt, code_of(w.code) or _OTHER_CODE, now)
+                case _:
+                    raise MalformedRequestError("the request holds no message.")
+        return pb.SubmitResponse()
+
+    # -- vectors ------------------------------------------------------------------------------------------------
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.GetUploadResponse:
+        """How far an upload has come."""
+        live = await self._live(request.run)
+        signed = _signed(request.header, caller.get())
+        header = UploadHeader.decode(signed.payload)
+        key = UploadKey(live.run.key, header.context.round, header.context.attempt, header.sum, signed.signer)
+        spool = live.run.spool
+        return pb.GetUploadResponse(offset=spool.offset(key), complete=spool.is_complete(key))
+
+    async def Upload(self, request_iterator: AsyncIterator[pb.UploadRequest], context: Context) -> pb.UploadResponse:
+        """A masked vector, or its rest. Ends without counting where the stream ends without a trailer."""
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("message") != "start":
+            raise MalformedRequestError("an upload begins with its header.")
+        live = await self._live(first.start.run)
+        signed = _signed(first.start.header, caller.get())
+        length = UploadHeader.decode(signed.payload).length
+        key = live.begin_upload(signed)
+        spool = live.run.spool
+        offset = spool.offset(key)
+        if not spool.is_complete(key):
+            if first.start.offset != offset:
+                raise UploadOffsetError(offset, first.start.offset)
+            trailer = await self._receive(live, key, offset, request_iterator)
+            if trailer is None:
+                return pb.UploadResponse(offset=spool.offset(key))
+            await self._on_disk(spool.complete, key, trailer.hex(), length)
+        live.complete_upload(key)
+        return pb.UploadResponse(offset=length, complete=True)
+
+    async def _receive(
+        self, live: LiveRun, key: UploadKey, offset: int, stream: AsyncIterator[pb.UploadRequest]
+    ) -> bytes | None:
+        """Spools chunks up to the trailer; returns its hash, None where the stream ends before it."""
+        spool = live.run.spool
+        writing: asyncio.Future[None] | None = None  # one chunk is written and hashed while the next arrives
+        try:
+            async for message in stream:
+                kind = message.WhichOneof("message")
+                if kind == "trailer":
+                    return message.trailer.sha256
+                if kind != "chunk" or not message.chunk:
+                    raise MalformedRequestError("after its header, an upload is chunks and a trailer.")
+                if writing is not None:
+                    await writing
+                    hit("in-upload", key.round, key.sum)
+                chunk = message.chunk
+                writing = self._on_disk(spool.append, key, offset, chunk)
+                offset += len(chunk)
+                live.run.poll(key.institution, self._hub.clock())
+            return None
+        finally:
+            if writing is not None:
+                await writing
+
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
+        """Content that the run has published, from an offset on."""
+        live = await self._live(request.run)
+        if check_digest(request.digest) not in live.published():
+            raise unknown_content(request.digest)
+        reader = live.content.open(request.digest)
+        length, offset = reader.length, request.offset
+        if offset > length:
+            raise OffsetError(f"a download begins at byte {offset} of {length}.", remedy="Begin within the content.")
+
+        def read(start: int) -> bytes:
+            data = bytearray(min(CHUNK_BYTES, length - start))
+            reader.read_into(start, memoryview(data))
+            return bytes(data)
+
+        yield pb.DownloadResponse(length=length)
+        ahead = self._on_disk(read, offset) if offset < length else None
+        while ahead is not None:
+            chunk = await ahead
+            offset += len(chunk)
+            ahead = self._on_disk(read, offset) if offset < length else None
+            yield pb.DownloadResponse(chunk=chunk)
+            live.run.poll(caller.get().name, self._hub.clock())
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _on_disk(self, work: Any, *args: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
+
+    async def _live(self, run: bytes) -> LiveRun:
+        live = await self._hub.live(run)
+        name = caller.get().name
+        if name not in live.run.plan.roster:
+            raise NotEnrolledError(f"{name!r} is not in this run's roster.", remedy="Ask the operator for a plan.")
+        return live
+
+
+def code_of(text: str) -> str:
+    """A code from the wire, if it is one: it goes to logs, metrics and operators. Empty stays empty."""
+    return text if not text or _CODE.fullmatch(text) else _OTHER_CODE
+
+
+def _signed(message: sum_pb.SignedMessage, identity: Identity) -> Signed:
+    if message.signer != identity.name:
+        raise _not_the_signer(message.signer, identity)
+    return Signed.from_proto(message)
+
+
+def _not_the_signer(signer: str, identity: Identity) -> NotTheSignerError:
+    return NotTheSignerError(
+        f"{identity.name!r} sent a message of {signer[:63]!r}.",
+        remedy="Every institution sends its own messages.",
+        culprits=(identity.name,),
+    )

@@ -1,0 +1,111 @@
+"""A run as its operator sees it. Pure: a run in, messages out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from consilium.v1 import service_pb2 as pb
+
+from coordinator.run import Attempt, Run
+from coordinator.store import CommittedRound
+from coordinator.store import Run as Row
+from federation.plan import Plan
+from security.secure_sum.phases import AggregatorPhase
+
+
+def summary_of(row: Row) -> pb.RunSummary:
+    """One line about a run that the store has."""
+    plan = Plan.from_bytes(row.plan)
+    return pb.RunSummary(
+        run=bytes.fromhex(row.run),
+        name=row.name,
+        status="enrolling" if row.status == "created" else row.status,
+        reason=row.reason,
+        round=min(row.round, plan.rounds),
+        rounds=plan.rounds,
+        data=plan.data,
+    )
+
+
+def status_of(
+    run: Run, committed: Sequence[CommittedRound], ended_at: datetime | None, now: datetime, records: Sequence[str] = ()
+) -> pb.RunStatus:
+    """Where a run stands.
+
+    Args:
+        run: the run.
+        committed: its committed rounds, in order.
+        ended_at: when it ended; None while it runs.
+        now: the time.
+        records: what to send along.
+    """
+    return pb.RunStatus(
+        summary=pb.RunSummary(
+            run=run.id,
+            name=run.plan.run,
+            status=run.status,
+            reason=run.reason,
+            round=min(run.round, run.plan.rounds),
+            rounds=run.plan.rounds,
+            data=run.plan.data,
+        ),
+        attempt=run.attempt.number if run.attempt else 0,
+        phase=run.phase,
+        elapsed_seconds=max(0.0, ((ended_at or now) - run.began).total_seconds()),
+        remaining_seconds=0.0 if run.ended else remaining_seconds(run.plan.rounds, committed, now),
+        institutions=institutions_of(run),
+        records=records,
+    )
+
+
+def remaining_seconds(rounds: int, committed: Sequence[CommittedRound], now: datetime) -> float:
+    """Estimate from the pace of the committed training rounds; 0: not known yet."""
+    if not committed:
+        return 0.0
+    first, last = committed[0], committed[-1]
+    steps = last.round - first.round
+    if steps < 1:
+        return 0.0
+    pace = (last.at - first.at).total_seconds() / steps
+    return max(0.0, (rounds - last.round) * pace - (now - last.at).total_seconds())
+
+
+def institutions_of(run: Run) -> list[pb.InstitutionStatus]:
+    """Every institution of the roster, in plan order."""
+    found = []
+    for name in run.plan.roster:
+        status, reason = _standing(run, name)
+        found.append(
+            pb.InstitutionStatus(name=name, combination=run.plan.combination(name), status=status, reason=reason)
+        )
+    return found
+
+
+def _standing(run: Run, name: str) -> tuple[str, str]:
+    if name not in run.enrolled:
+        return "invited", ""
+    if run.enrolled[name]:
+        return "refused", run.enrolled[name]
+    excluded = run.excluded(name)
+    if excluded:
+        return "sits out", excluded
+    if run.attempt is None or run.ended:
+        return "enrolled", ""
+    return _in_attempt(run.attempt, name)
+
+
+def _in_attempt(attempt: Attempt, name: str) -> tuple[str, str]:
+    machine = attempt.machine
+    if name in attempt.withdrawn:
+        return "gone", attempt.withdrawn[name]
+    if name not in machine.keys:
+        return ("enrolled", "") if machine.phase is AggregatorPhase.KEYS else ("late", "keys")
+    if machine.phase in (AggregatorPhase.KEYS, AggregatorPhase.SHARES):
+        return "in", ""
+    if name not in machine.cohort:
+        return "gone", "shares"
+    listed = machine.phase in (AggregatorPhase.SIGNATURES, AggregatorPhase.OPENINGS)
+    if listed and name in machine.uploaders() and name not in machine.current.alive:
+        return "gone", machine.current.name
+    return "in", ""
