@@ -104,9 +104,9 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
         self._subject = {"plan": run.hex()}
         self._shareable.add(m.NODE_REFUSALS, reason=rule)
         self._record("plan-refused", rule=rule)
-        # The policy's own words name rules and digests and no patient; those of the tables stay on the screen.
-        said = {"remedy": error.remedy[:300]} if isinstance(error, PolicyRefusal) else {}
-        self._log.warning("plan refused", digest=run.hex(), rule=rule, place=error.place[:300], **said)
+        # The policy's words name rules and digests; those of other errors may quote what a table says.
+        remedy = error.remedy if isinstance(error, PolicyRefusal) else "Run `consilium-node check` to see why."
+        self._log.warning("plan refused", digest=run.hex(), rule=rule, place=error.place[:300], remedy=remedy[:300])
 
     def data_changed(self, run: bytes, before: str, now: str, confirmed: bool) -> None:
         """See NodeWatcher."""
@@ -131,10 +131,7 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
     def failed(self, error: ConsiliumError) -> None:
         """See NodeWatcher."""
         self._shareable.add(m.NODE_REFUSALS, reason=error.code)
-        self._log.warning("a step failed", exc_info=error, place=error.place[:300])
-        cause = error.__cause__
-        if cause is not None:
-            self._log.warning("its cause", exc_info=cause)
+        self._tell("a step failed", error)
 
     def ended(self, run: bytes, status: str) -> None:
         """See NodeWatcher."""
@@ -170,13 +167,7 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
         """See Watcher."""
         self._shareable.add(m.NODE_REFUSALS, reason=error.code)
         self._record("refused", reason=_code(error.code), culprits=error.culprits)
-        self.failed_quietly(error)
-
-    def failed_quietly(self, error: ConsiliumError) -> None:
-        """A log line for an error that is counted already."""
-        self._log.warning("refused", exc_info=error, place=error.place[:300])
-        if error.__cause__ is not None:
-            self._log.warning("its cause", exc_info=error.__cause__)
+        self._tell("refused", error)
 
     # -- the work: local figures --------------------------------------------------------------------------------
 
@@ -236,6 +227,11 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
             self._shareable.set(m.NODE_MASKED_WORDS, count / _WORD_BYTES / seconds)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _tell(self, event: str, error: ConsiliumError) -> None:
+        self._log.warning(event, exc_info=error, place=error.place[:300])
+        if error.__cause__ is not None:
+            self._log.warning("its cause", exc_info=error.__cause__)
 
     def _record(self, event: str, **fields: FieldValue) -> None:
         with self._turn:

@@ -1,0 +1,181 @@
+"""`consilium-node`: what a hospital's engineer types. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from security.errors import ConfigurationError
+from security.user_errors import user_errors
+
+if TYPE_CHECKING:
+    from federation.plan import Plan
+    from institution_node.config import NodeConfig
+
+app = typer.Typer(
+    name="consilium-node",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="One institution's node of a Consilium federation. It only calls out, to the coordinator; patients, updates, "
+    "losses and counts never leave it unmasked.\n\n"
+    "First `init`, then fill in node.toml, then `check` until every line says OK, then `run`.",
+)
+
+
+class Format(StrEnum):
+    """Of predictions."""
+
+    CSV = "csv"
+    JSON = "json"
+
+
+ConfigFile = Annotated[
+    Path, typer.Option("--config", "-c", envvar="CONSILIUM_NODE_CONFIG", help="The node's node.toml.")
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="Another policy.toml than node.toml names.", show_default=False)
+]
+
+
+@app.command()
+@user_errors()
+def init(folder: Annotated[Path, typer.Argument(help="Folder of the new node.", show_default=False)]) -> None:
+    """Write a commented node.toml and policy.toml to fill in."""
+    from institution_node.starting_files import write_starting_files
+
+    for path in write_starting_files(folder):
+        typer.echo(f"written: {path}")
+    typer.echo("next: `consilium pki issue` for the key and request, then `consilium-node check`")
+
+
+@app.command()
+@user_errors()
+def check(
+    config: ConfigFile = Path("node.toml"),
+    policy: PolicyFile = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Check against this plan (TOML) instead of the coordinator's.")
+    ] = None,
+) -> None:
+    """Try everything that the node needs, and say what to mend.
+
+    Files, certificate, policy, connection, the plan on offer, and the tables. Exit code 1 if a line says WRONG. Counts
+    of patients are printed on this screen only.
+    """
+    settings = _load(config, policy)
+    from institution_node.check import check_node
+    from monitoring.logging import configure_logging
+
+    configure_logging(level=logging.CRITICAL)  # what is found is printed
+    wrong = False
+    for finding in check_node(settings, _read_plan(plan) if plan is not None else None):
+        typer.echo(str(finding))
+        wrong |= finding.good is False
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+@user_errors()
+def run(
+    config: ConfigFile = Path("node.toml"),
+    policy: PolicyFile = None,
+    accept_new_data: Annotated[
+        bool,
+        typer.Option("--accept-new-data", help="The tables changed since the run began, and that is meant. Use once."),
+    ] = False,
+) -> None:
+    """Take part in the federation's runs, until SIGTERM or Ctrl-C.
+
+    Takes up by itself what a restart or a lost connection broke off. What is refused, and why, is in the log and in
+    the audit log of the state folder.
+    """
+    settings = _load(config, policy)
+    from institution_node.service import serve
+    from monitoring.logging import configure_logging
+
+    level = logging.getLevelNamesMapping()[settings.logging.level.upper()]
+    configure_logging(level=level, json=settings.logging.format == "json")
+    serve(settings, accept_new_data=accept_new_data)
+
+
+@app.command()
+@user_errors()
+def predict(
+    model: Annotated[Path, typer.Option(help="Folder of a model, from a run's end or `consilium export`.")],
+    table: Annotated[
+        list[str], typer.Option(help="modality=file, such as mrna=new.csv; repeat it for every table there is.")
+    ],
+    id_column: Annotated[str, typer.Option(help="Column of patient identifiers.")] = "case_id",
+    format: Annotated[Format, typer.Option(help="Of the predictions.")] = Format.CSV,  # noqa: A002 - the option's name
+    out: Annotated[Path | None, typer.Option(help="File to write, for its owner only; else the screen.")] = None,
+) -> None:
+    """Stage patients from whatever modalities each one has."""
+    from institution_node.data import read_features
+    from institution_node.model_folder import read_model
+    from institution_node.predict import predict as stage
+    from institution_node.predict import to_csv, to_json
+
+    loaded = read_model(model)
+    patients = read_features(loaded.plan, loaded.plan.modality_order, _tables(table, loaded.plan), id_column)
+    found = stage(loaded, patients.tables)
+    text = to_json(found) if format is Format.JSON else to_csv(found)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    if loaded.plan.data != "real":
+        typer.echo(f"note: this model was trained on {loaded.plan.data} data.", err=True)
+    for patient in found.unstaged:
+        typer.echo(f"not staged: {patient.id}: {patient.reason}", err=True)
+    typer.echo(f"staged {len(found.staged)} of {len(found.staged) + len(found.unstaged)} patients", err=True)
+
+
+def _tables(options: list[str], plan: Plan) -> dict[str, Path]:
+    tables: dict[str, Path] = {}
+    for option in options:
+        modality, equals, path = option.partition("=")
+        if not equals or not path or modality not in plan.modality_order or modality in tables:
+            raise ConfigurationError(
+                f"--table {option!r} does not name a table of the model, or names one twice.",
+                remedy=f"Write --table modality=file, once for each of: {', '.join(plan.modality_order)}.",
+            )
+        tables[modality] = Path(path)
+    return tables
+
+
+def _load(config: Path, policy: Path | None) -> NodeConfig:
+    from institution_node.config import load_node_config
+    from security.tls import require_tls13_environment
+
+    require_tls13_environment()
+    settings = load_node_config(config)
+    return settings if policy is None else settings.model_copy(update={"policy": policy})
+
+
+def _read_plan(path: Path) -> Plan:
+    from federation.plan_check import check as check_plan
+    from federation.plan_toml import load_plan
+
+    folder = path.parent
+    plan = load_plan(
+        path.read_text(encoding="utf-8"),
+        path_label=str(path),
+        read_relative=lambda name: (folder / name).read_text(encoding="utf-8"),
+    )
+    check_plan(plan)
+    return plan
+
+
+def main() -> None:
+    """`consilium-node`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
