@@ -166,7 +166,7 @@ class InstitutionService(InstitutionServiceServicer):
                 chunk = message.chunk
                 writing = self._on_disk(spool.append, key, offset, chunk)
                 offset += len(chunk)
-                live.run.poll(key.institution, self._hub.clock())
+                live.moved(key.institution, "up", len(chunk))
             return None
         finally:
             if writing is not None:
@@ -194,7 +194,7 @@ class InstitutionService(InstitutionServiceServicer):
             offset += len(chunk)
             ahead = self._on_disk(read, offset) if offset < length else None
             yield pb.DownloadResponse(chunk=chunk)
-            live.run.poll(caller.get().name, self._hub.clock())
+            live.moved(caller.get().name, "down", len(chunk))
 
     # -- inside -------------------------------------------------------------------------------------------------
 

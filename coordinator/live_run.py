@@ -182,6 +182,11 @@ class LiveRun:
         with self.step(key.institution) as run:
             run.complete_upload(key, self._clock())
 
+    def moved(self, institution: str, way: str, size: int) -> None:
+        """Payload passed, `up` or `down`: it counts in the round's record, and the institution is there."""
+        self.run.poll(institution, self._clock())
+        self.run.traffic[way] += size
+
     def published(self) -> set[str]:
         """Digests of what this run has shown to its institutions, and keeps."""
         shown = self.run.state.digests()
