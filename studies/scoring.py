@@ -1,0 +1,149 @@
+"""Scores on the test patients who have every modality of the federation, per cohort and over all (README of the data).
+
+Over all cohorts together a model can score by telling the cohorts apart; the cohorts' own rows show what it knows of
+the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from federation.evaluation import Scores, scores_exact
+from federation.features import FeatureSchema
+from federation.model_archive import Model
+from federation.plan import Label, Plan
+from federation.tables import RawTable
+from institution_node.inference import NumpyModel
+from institution_node.predict import basis_of
+from studies.federation import StudyError
+from studies.tcga import Federation
+
+ALL: Final = "all"
+
+Probabilities = npt.NDArray[np.float64]
+SeedScores = Mapping[str, Scores]
+"""One method, one seed: `all` and each cohort to its scores on the same test patients."""
+
+
+def class_index(label: Label, stage: int) -> int:
+    """Number of the class that a stage means.
+
+    Raises:
+        StudyError: it means none.
+    """
+    for index, each in enumerate(label.classes):
+        if str(stage) in each.values:
+            return index
+    raise StudyError(f"stage {stage} means no class of the plan.", remedy="List it in the label's classes.")
+
+
+def stacked(tables: Sequence[RawTable]) -> RawTable:
+    """Tables of the same columns, one under the other."""
+    first = tables[0]
+    return RawTable(
+        tuple(patient for table in tables for patient in table.ids),
+        {name: np.concatenate([table.numeric[name] for table in tables]) for name in first.numeric},
+        {name: tuple(v for table in tables for v in table.categorical[name]) for name in first.categorical},
+    )
+
+
+@dataclass
+class TestPatients:
+    """Those who results are scored on, and a model's predictions of them.
+
+    Attributes:
+        ids: n patients.
+        cohorts: their cohorts.
+        labels: int64[n], class indices.
+        tables: modality, in plan order, to its table with exactly these rows.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    ids: tuple[str, ...]
+    cohorts: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    tables: Mapping[str, RawTable]
+    _features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    _schema: FeatureSchema | None = None
+
+    @classmethod
+    def of(cls, federation: Federation, plan: Plan) -> TestPatients:
+        """The complete test patients of all cohorts.
+
+        Raises:
+            StudyError: there is none.
+        """
+        parts = {name: test for name, test in federation.test.items() if test.complete}
+        if not parts:
+            raise StudyError(
+                "no test patient has all modalities: there is nobody to score on.",
+                remedy="Take cohorts that have every modality, or leave a modality out of the study.",
+            )
+        tables = {m: stacked([_rows(t.tables[m], t.complete) for t in parts.values()]) for m in plan.modality_order}
+        return cls(
+            tuple(p for test in parts.values() for p in test.complete),
+            tuple(name for name, test in parts.items() for _ in test.complete),
+            np.array([class_index(plan.label, t.stages[p]) for t in parts.values() for p in t.complete], np.int64),
+            tables,
+        )
+
+    def predict(self, model: Model, held: Sequence[str] | None = None) -> Probabilities:
+        """float64[n, classes]: by the classifier of the modalities, or by their heads where the model has none.
+
+        Args:
+            model: any whose plan has these modalities.
+            held: modalities to predict from, in plan order; None: all.
+
+        Raises:
+            StudyError: the model has neither the classifier nor a head.
+        """
+        wanted = tuple(self.tables if held is None else held)
+        machine = NumpyModel(model)
+        subsets, reason = basis_of(wanted, machine.subsets)
+        if not subsets:
+            raise StudyError(f"test patients cannot be staged: {reason}.", remedy="Switch the plan's heads on.")
+        if self._schema is not model.schema:  # a run keeps one schema for all its rounds
+            self._schema, self._features = model.schema, {}
+        for modality in wanted:
+            if modality not in self._features:
+                self._features[modality] = model.schema.transform(modality, self.tables[modality])
+        return np.exp(machine.blend(subsets, {m: machine.encode(m, self._features[m]) for m in wanted}))
+
+    def scores(self, probabilities: Probabilities) -> dict[str, Scores]:
+        """`all`, then each cohort, to its scores."""
+        cohorts = np.array(self.cohorts)
+        found = {ALL: scores_exact(self.labels, probabilities)}
+        for name in dict.fromkeys(self.cohorts):
+            found[name] = scores_exact(self.labels[cohorts == name], probabilities[cohorts == name])
+        return found
+
+
+def mean_scores(many: Sequence[SeedScores]) -> dict[str, Scores]:
+    """The mean of each figure over several sets of predictions of the same patients: `alone`, over institutions."""
+    return {row: _mean([scores[row] for scores in many]) for row in many[0]}
+
+
+def _mean(scores: Sequence[Scores]) -> Scores:
+    def over(values: Sequence[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
+
+    return Scores(
+        scores[0].patients,
+        over([s.accuracy for s in scores]),
+        over([s.balanced_accuracy for s in scores]),
+        over([s.macro_f1 for s in scores]),
+        over([s.auroc for s in scores]),
+        over([s.calibration_error for s in scores]),
+    )
+
+
+def _rows(table: RawTable, patients: Sequence[str]) -> RawTable:
+    row = {patient: k for k, patient in enumerate(table.ids)}
+    return table.select([row[patient] for patient in patients])

@@ -1,0 +1,247 @@
+"""One run in one process: the institutions of a study on the node's own session and work, and what comes of them.
+
+Randomness is that of the demo's nodes: `SeededRandomness(seed, institution)`, as from `[testing] seed` in `node.toml`,
+its child `session` for keys and masks. So the same plan and seed give the same model bytes here and over gRPC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from coordinator.observer import Observer
+from coordinator.results import RoundStatistics
+from coordinator.run import Run
+from federation.features import FeatureSchema
+from federation.model_archive import Model
+from federation.names import component_kind, component_subset
+from federation.plan import Plan
+from federation.rounds import ComponentDigests
+from federation.tables import RawTable
+from institution_node.data import InstitutionData
+from institution_node.local_run import LocalRun
+from institution_node.memory import RunMemory
+from institution_node.session import Session, Watcher
+from security.errors import ConsiliumError
+from security.privacy.randomness import SeededRandomness
+from security.signing import IdentityKey, public_key_text
+from studies.federation import Participant, StudyError, run_to_end
+from studies.memory_coordinator import MemoryCoordinator, MemoryLink
+from studies.methods import changed
+from studies.scoring import class_index
+from studies.tcga import Federation, Shard
+
+Record = Mapping[str, Any]
+OnRound = Callable[[Model, Record], None]
+"""Called after each training round with its model and its record."""
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """What a run came to.
+
+    Attributes:
+        plan: as it ran, with the keys that signed.
+        final: the model of the last round.
+        best: the model of the best round by the plan's metric on validation patients; `final` if there was none.
+        records: of every round, as the coordinator keeps them.
+    """
+
+    plan: Plan
+    final: Model
+    best: Model
+    records: tuple[Record, ...]
+
+    @property
+    def exported(self) -> Model:
+        """The one that the plan exports."""
+        return self.best if self.plan.evaluation.select == "best" else self.final
+
+
+def institution_randomness(seed: int, institution: str) -> SeededRandomness:
+    """What a seeded node draws from; a study's and the demo's alike."""
+    return SeededRandomness(seed, institution)
+
+
+def institution_data(shard: Shard, plan: Plan) -> InstitutionData:
+    """A shard as a node reads it from the files of `studies.tcga.write_shards`: numbers rounded to float32."""
+    ids = tuple(shard.stages)
+    labels = np.array([class_index(plan.label, stage) for stage in shard.stages.values()], dtype=np.int64)
+    tables = {m: _as_stored(shard.tables[m]) for m in plan.modality_order if m in shard.tables}
+    return InstitutionData(ids, tables, labels, "in-memory")
+
+
+def with_keys(plan: Plan) -> tuple[Plan, dict[str, IdentityKey]]:
+    """The plan with fresh keys for everybody, and the keys."""
+    keys = {name: IdentityKey.generate() for name in plan.roster}
+    institutions = tuple(i.model_copy(update={"key": public_key_text(keys[i.name].public)}) for i in plan.institutions)
+    return changed(plan, {"institutions": institutions}), keys
+
+
+def simulate(
+    plan: Plan,
+    federation: Federation,
+    seed: int,
+    on_round: OnRound | None = None,
+    identities: Mapping[str, IdentityKey] | None = None,
+) -> SimulatedRun:
+    """Runs a plan to its end.
+
+    The model depends on the plan's fields, the patients and the seed; on the keys, whatever they are, it does not.
+
+    Args:
+        plan: a checked plan whose roster is the federation's.
+        federation: the patients.
+        seed: every institution's randomness.
+        on_round: told of each training round.
+        identities: the private keys of the plan's roster; None: fresh keys, written into the plan.
+
+    Raises:
+        StudyError: the roster does not fit, an institution refused something, or the run did not finish.
+    """
+    shards = {shard.name: shard for shard in federation.shards}
+    if set(plan.roster) != set(shards):
+        raise StudyError("the plan's roster is not the federation's.", remedy="Make the plan from this federation.")
+    if identities is None:
+        plan, identities = with_keys(plan)
+    plan_bytes = plan.to_bytes()
+    observer = _Rounds(plan, on_round)
+    coordinator = MemoryCoordinator(plan_bytes, observer)
+    observer.run = coordinator.run
+    witness = _Witness()
+    participants: dict[str, Participant] = {}
+    for name in plan.roster:
+        link, memory = MemoryLink(coordinator, name), _Memory()
+        randomness = institution_randomness(seed, name)
+        library = _Library(link, coordinator.run.id)
+        work = LocalRun(plan_bytes, name, institution_data(shards[name], plan), library, memory, randomness)
+        session = Session(
+            plan_bytes, name, identities[name], randomness.child("session"), memory, work, watcher=witness.at(name)
+        )
+        participants[name] = Participant(session, link)
+    try:
+        run_to_end(coordinator, participants)
+    except StudyError as error:
+        witness.check(error)
+        raise
+    witness.check()
+    run = coordinator.run
+    # The run counted on to a round that it no longer began.
+    final = _model(plan, run, _Now(run.round - 1, run.state.components, run.state.temperatures))
+    best = final if run.state.best is None else _model(plan, run, run.state.best)
+    return SimulatedRun(plan, final, best, tuple(json.loads(record) for record in run.records()))
+
+
+# ------------------------------------------------------------------------------------------------- a run's models
+
+
+class _Weights(Protocol):
+    """Where the weights of some round are; `coordinator.state.BestRound` is one."""
+
+    @property
+    def round(self) -> int: ...
+    @property
+    def components(self) -> Mapping[str, ComponentDigests]: ...
+    @property
+    def temperatures(self) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class _Now:
+    round: int
+    components: Mapping[str, ComponentDigests]
+    temperatures: Mapping[str, float]
+
+
+def _model(plan: Plan, run: Run, at: _Weights, schema: FeatureSchema | None = None) -> Model:
+    assert run.state.setup is not None
+    read = schema or FeatureSchema.from_bytes(bytes(_content(run, run.state.setup.schema)))
+    components = {name: np.frombuffer(_content(run, c.weights), np.dtype("<f4")) for name, c in at.components.items()}
+    subsets = [component_subset(name) for name in components if component_kind(name) == "classifier"]
+    temperatures = {s: float(at.temperatures.get(s, 1.0)) for s in subsets}
+    return Model(plan, read, components, at.round, temperatures)
+
+
+def _content(run: Run, digest: str) -> bytearray:
+    reader = run.content.open(digest)
+    data = bytearray(reader.length)
+    reader.read_into(0, memoryview(data))
+    return data
+
+
+# ------------------------------------------------------------------------------------------------ an institution
+
+
+class _Memory:
+    """A `Memory` that lasts as long as the run."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, RunMemory] = {}
+
+    def load(self, run: str) -> RunMemory:
+        return self._runs.get(run) or RunMemory()
+
+    def save(self, run: str, memory: RunMemory) -> None:
+        self._runs[run] = memory
+
+
+class _Library:
+    """Content over the link."""
+
+    def __init__(self, link: MemoryLink, run: bytes) -> None:
+        self._link, self._run = link, run
+
+    def fetch(self, digest: str) -> bytearray:
+        return self._link.download(self._run, digest)
+
+
+class _Witness:
+    """Remembers who refused what: in a study nobody lies, so a refusal is a mistake of ours or a diverged training."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[str, ConsiliumError]] = []
+
+    def at(self, institution: str) -> Watcher:
+        """The watcher of one institution."""
+        return _At(institution, self)
+
+    def check(self, cause: Exception | None = None) -> None:
+        """Raises the first refusal, if there was any."""
+        if self.errors:
+            institution, error = self.errors[0]
+            raise StudyError(f"{institution} left the run: {error}", place=institution) from (cause or error)
+
+
+class _At(Watcher):
+    def __init__(self, institution: str, witness: _Witness) -> None:
+        self._institution, self._witness = institution, witness
+
+    def refused(self, error: ConsiliumError) -> None:
+        self._witness.errors.append((self._institution, error))
+
+
+class _Rounds(Observer):
+    """Hands each training round on."""
+
+    def __init__(self, plan: Plan, on_round: OnRound | None) -> None:
+        self._plan, self._on_round = plan, on_round
+        self._schema: FeatureSchema | None = None
+        self.run: Run | None = None
+
+    def committed(self, record: str, result: RoundStatistics | None) -> None:
+        run = self.run
+        if self._on_round is None or run is None or run.round == 0:
+            return
+        at = _Now(run.round, run.state.components, run.state.temperatures)
+        model = _model(self._plan, run, at, self._schema)
+        self._schema = model.schema  # parsed once: 20,000 columns take a moment
+        self._on_round(model, json.loads(record))
+
+
+def _as_stored(table: RawTable) -> RawTable:
+    numeric = {name: values.astype(np.float32).astype(np.float64) for name, values in table.numeric.items()}
+    return RawTable(table.ids, numeric, table.categorical)
