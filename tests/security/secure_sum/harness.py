@@ -1,0 +1,430 @@
+"""Drives N members and one aggregator back to back in memory, honestly or not, and knows what an adversary can derive.
+
+`World` holds one attempt. Each phase is a method, so that a test can stop between two of them and lie; `run` drives
+them all with a schedule of absences.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from security.errors import ConsiliumError
+from security.privacy.randomness import SeededRandomness
+from security.secure_sum import derive
+from security.secure_sum.aggregator import Aggregator
+from security.secure_sum.fold import fold
+from security.secure_sum.masks import word_type
+from security.secure_sum.member import Member
+from security.secure_sum.messages import Signed, SurvivorList
+from security.secure_sum.spec import Attempt, Context, Part, Sum
+from security.secure_sum.upload import ArrayWords, MaskedUpload
+from security.signing import IdentityKey
+
+Words = npt.NDArray[Any]
+Absences = Collection[tuple[str, str]]
+"""(institution, step) that it misses; steps are `keys`, `shares`, `accept` and `<sum>/upload|sign|open`."""
+
+NAMES: Final = ("north", "south", "east", "west", "upper", "lower", "inner", "outer", "middle")
+"""Not in alphabetical order, so that the plan's order and the sorted one are never confused."""
+
+
+@cache
+def identity(name: str) -> IdentityKey:
+    """One key per name for the whole test session."""
+    return IdentityKey.generate()
+
+
+def context(
+    round_: int = 1, attempt: int = 1, *, federation: str = "test", run: bytes = b"\1" * 32, opening: bytes = b"\2" * 32
+) -> Context:
+    """A context; the defaults are the attempt that most tests play."""
+    return Context(federation, run, round_, attempt, opening)
+
+
+def safe_threshold(n: int, max_colluders: int) -> int:
+    """The smallest t with 2t ≥ n + max_colluders + 1."""
+    return max(2, (n + max_colluders + 2) // 2)
+
+
+def part(
+    name: str, contributors: Iterable[str], *, ring: Literal[32, 64] = 32, length: int = 5, quantity: str = ""
+) -> Part:
+    """A part with short defaults."""
+    return Part(name, ring, length, frozenset(contributors), quantity)
+
+
+def make_attempt(
+    names: Sequence[str] = NAMES[:5],
+    *,
+    sums: Sequence[Sum] | None = None,
+    max_colluders: int = 1,
+    threshold: int | None = None,
+    k_min: int | None = None,
+    at: Context | None = None,
+    masked: bool = True,
+) -> Attempt:
+    """An attempt over `names`; by default sums A (32 bit) and B (64 bit), one part each over everybody."""
+    return Attempt(
+        context=at or context(),
+        roster={n: identity(n).public for n in names},
+        threshold=safe_threshold(len(names), max_colluders) if threshold is None else threshold,
+        max_colluders=max_colluders,
+        k_min=max_colluders + 2 if k_min is None else k_min,
+        sums=tuple(sums)
+        if sums is not None
+        else (Sum("A", (part("encoder/mrna", names),)), Sum("B", (part("loss/mrna", names, ring=64, length=3),))),
+        masked=masked,
+    )
+
+
+class Spooled:
+    """One completed upload, as the fold reads it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fills `out` from `offset` on."""
+        out[:] = self._data[offset : offset + len(out)]
+
+
+@dataclass
+class World:
+    """One attempt: its members, its aggregator and what each institution wants summed.
+
+    Attributes:
+        attempt: what is summed.
+        seed: of every key, value and shuffle.
+        shuffle: deliver in a random order, and everything twice.
+    """
+
+    attempt: Attempt
+    seed: int = 0
+    shuffle: bool = False
+    members: dict[str, Member] = field(default_factory=dict)
+    values: dict[tuple[str, str, str], Words] = field(default_factory=dict)
+    uploads: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    openings: dict[str, list[Signed]] = field(default_factory=dict)
+    lists: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = random.Random(self.seed)
+        self.aggregator = Aggregator(self.attempt)
+        numbers = np.random.default_rng(self.seed)
+        for name in self.attempt.roster:
+            source = SeededRandomness(self.seed, f"{name}/{self.attempt.context.attempt}/{self.attempt.context.round}")
+            self.members[name] = Member(self.attempt, name, identity(name), source)
+            for s, p in self.attempt.keyed_parts(name):
+                dtype = np.uint32 if p.ring == 32 else np.uint64
+                self.values[name, s, p.name] = numbers.integers(0, 2**p.ring, p.length, dtype=dtype)
+
+    def __getitem__(self, name: str) -> Member:
+        return self.members[name]
+
+    def deliveries(self, names: Iterable[str]) -> list[str]:
+        """`names` as the network delivers them: in order, or shuffled with repeats."""
+        found = list(names)
+        if self.shuffle:
+            found += [n for n in found if self.order.random() < 0.5]
+            self.order.shuffle(found)
+        return found
+
+    # -- phases -------------------------------------------------------------------------------------------------
+
+    def send_keys(self, names: Iterable[str] | None = None) -> list[Signed]:
+        """Everybody in `names` sends keys; the aggregator fixes the shareholders. Returns what is relayed."""
+        for name in self.deliveries(self.members if names is None else names):
+            self.aggregator.take_keys(self[name].make_keys())
+        self.aggregator.close_keys()
+        relayed = list(self.aggregator.keys.values())
+        self.order.shuffle(relayed)
+        return relayed
+
+    def deal(self, relayed: Sequence[Signed], names: Iterable[str] | None = None) -> None:
+        """Everybody in `names` deals; the aggregator fixes the cohort."""
+        for name in self.deliveries(self.aggregator.keys if names is None else names):
+            self.aggregator.take_shares(name, self[name].deal(relayed).values())
+        self.aggregator.close_shares()
+
+    def accept(self, names: Iterable[str] | None = None) -> None:
+        """Everybody in `names` takes its shares."""
+        for name in self.deliveries(self.aggregator.cohort if names is None else names):
+            relayed = list(self.aggregator.shares_for(name))
+            self.order.shuffle(relayed)
+            self[name].accept(sorted(self.aggregator.cohort), relayed)
+
+    def ready(self) -> World:
+        """Everybody through keys and shares."""
+        self.deal(self.send_keys())
+        self.accept()
+        return self
+
+    def enter(self, sum_name: str, names: Iterable[str], consumed: bytes | None = None) -> None:
+        """The aggregator begins a sum and everybody in `names` enters it."""
+        seen = sum_name.encode() if consumed is None else consumed
+        self.aggregator.begin_sum(seen)
+        for name in self.deliveries(names):
+            self[name].enter(sum_name, seen)
+
+    def mask(self, sum_name: str, name: str) -> MaskedUpload:
+        """One institution's upload of its planned values."""
+        sources = {p.name: ArrayWords(self.values[name, sum_name, p.name].copy()) for p in self[name].uploads}
+        return self[name].mask(sources)
+
+    def upload(self, sum_name: str, name: str) -> bytes:
+        """One institution uploads everything; the bytes are spooled."""
+        made = self.mask(sum_name, name)
+        self.aggregator.take_header(made.header)
+        data = b"".join(made.chunks())
+        assert len(data) == made.length
+        self.uploads[sum_name, name] = data
+        self.aggregator.complete_upload(name)
+        return data
+
+    def sign(self, payload: bytes, names: Iterable[str]) -> list[Signed]:
+        """Signatures of `names` under a list, straight from the members."""
+        return [self[name].sign(payload) for name in names]
+
+    def list_of(self, sum_name: str, alive: Iterable[str], gone: Iterable[str], **changes: Any) -> bytes:
+        """Any survivor list that a lying coordinator may write, with the sum's transcript."""
+        listed = SurvivorList(
+            self.attempt.context, sum_name, self.transcript(sum_name), tuple(sorted(alive)), tuple(sorted(gone))
+        )
+        return replace(listed, **changes).encode()
+
+    def transcript(self, sum_name: str, consumed: bytes | None = None) -> bytes:
+        """The transcript of a sum that consumed what `enter` says by default."""
+        return derive.transcript(
+            self.attempt.context,
+            self.aggregator._keys_digest,
+            self.aggregator.cohort,
+            sum_name,
+            sum_name.encode() if consumed is None else consumed,
+        )
+
+    def upload_all(self, sum_name: str, names: Iterable[str] | None = None) -> bytes:
+        """Everybody in `names` enters and uploads; returns the survivor list."""
+        chosen = list(self.aggregator.cohort) if names is None else list(names)
+        self.enter(sum_name, chosen)
+        for name in self.deliveries(n for n in chosen if self[n].uploads):
+            self.upload(sum_name, name)
+        self.lists[sum_name] = self.aggregator.close_uploads()
+        return self.lists[sum_name]
+
+    def sign_and_open(self, sum_name: str, signers: Iterable[str], openers: Iterable[str]) -> None:
+        """`signers` sign the aggregator's list, `openers` open."""
+        for name in self.deliveries(signers):
+            self.aggregator.take_signature(self[name].sign(self.aggregator.current.payload))
+        self.aggregator.decide()
+        signatures = list(self.aggregator.current.signatures.values())
+        for name in self.deliveries(openers):
+            self.order.shuffle(signatures)
+            opening = self[name].open(signatures)
+            self.openings.setdefault(sum_name, []).append(opening)
+            self.aggregator.take_opening(opening)
+
+    def finish_sum(self, sum_name: str, threads: int = 2) -> dict[str, bytes]:
+        """Unmasks, folds and closes the current sum. Returns the opened bytes by part."""
+        opened = self.fold(sum_name, threads)
+        self.aggregator.close_sum()
+        return opened
+
+    def fold(self, sum_name: str, threads: int = 2) -> dict[str, bytes]:
+        """The opened bytes of every part that opens."""
+        found: dict[str, bytes] = {}
+        for opening in self.aggregator.unmask():
+            readers = {
+                n: (Spooled(self.uploads[sum_name, n]), self.offset(sum_name, n, opening.part)) for n in opening.alive
+            }
+            chunks: list[bytes] = []
+            fold(opening, readers, lambda view, into=chunks: into.append(bytes(view)), threads)  # type: ignore[misc]  # a default binds this loop's list
+            found[opening.part.name] = b"".join(chunks)
+        return found
+
+    def whole_sum(self, sum_name: str, names: Iterable[str] | None = None) -> dict[str, bytes]:
+        """One sum from entering to closing, by everybody in `names`."""
+        chosen = sorted(self.aggregator.cohort) if names is None else sorted(names)
+        self.upload_all(sum_name, chosen)
+        self.sign_and_open(sum_name, chosen, chosen)
+        return self.finish_sum(sum_name)
+
+    # -- what should come out -----------------------------------------------------------------------------------
+
+    def offset(self, sum_name: str, name: str, wanted: Part) -> int:
+        """Where a part begins in an institution's upload, by the plan's order."""
+        position = 0
+        for p in self.attempt.sum(sum_name).parts:
+            if p.name == wanted.name:
+                return position
+            if name in p.contributors and len(p.contributors & self.aggregator.cohort) >= self.attempt.k_min:
+                position += p.bytes
+        raise AssertionError(wanted.name)
+
+    def plain(self, sum_name: str, part_name: str, who: Iterable[str]) -> bytes:
+        """The plaintext ring sum of `who`, little-endian."""
+        p = self.attempt.sum(sum_name).part(part_name)
+        total = np.zeros(p.length, dtype=word_type(p.ring))
+        for name in who:
+            total += self.values[name, sum_name, part_name]
+        return total.tobytes()
+
+    def expected(self, sum_name: str, alive: Collection[str]) -> dict[str, bytes]:
+        """What must open, from the rules alone: parts with `k_min` contributors in the cohort and among the living."""
+        found: dict[str, bytes] = {}
+        for p in self.attempt.sum(sum_name).parts:
+            dealt, lives = p.contributors & self.aggregator.cohort, p.contributors & set(alive)
+            if len(dealt) >= self.attempt.k_min and len(lives) >= self.attempt.k_min:
+                found[p.name] = self.plain(sum_name, p.name, lives)
+        return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: what opened, by sum and part, and the error that stopped it."""
+
+    opened: dict[str, dict[str, bytes]]
+    error: ConsiliumError | None
+    stopped_at: str
+
+
+def run(world: World, absent: Absences = (), threads: int = 2) -> Outcome:
+    """Drives an attempt to its end with institutions that miss steps; whoever can still take part comes back.
+
+    The first error that the aggregator raises ends the attempt and is returned, never swallowed.
+    """
+    missing = set(absent)
+
+    def here(step: str, names: Iterable[str]) -> list[str]:
+        return [n for n in names if (n, step) not in missing]
+
+    opened: dict[str, dict[str, bytes]] = {}
+    step = "keys"
+    try:
+        relayed = world.send_keys(here("keys", world.members))
+        step = "shares"
+        world.deal(relayed, here("shares", world.aggregator.keys))
+        step = "accept"
+        accepted = here("accept", sorted(world.aggregator.cohort))
+        world.accept(accepted)
+        for s in world.attempt.sums:
+            step = f"{s.name}/upload"
+            world.enter(s.name, accepted)
+            for name in world.deliveries(n for n in accepted if world[n].uploads):
+                if (name, step) in missing:  # cut off in the middle: announced, never complete
+                    world.aggregator.take_header(world.mask(s.name, name).header)
+                else:
+                    world.upload(s.name, name)
+            world.lists[s.name] = world.aggregator.close_uploads()
+            step = f"{s.name}/sign"
+            signers = here(step, accepted)
+            openers = here(f"{s.name}/open", signers)
+            world.sign_and_open(s.name, signers, openers)
+            step = f"{s.name}/open"
+            opened[s.name] = world.finish_sum(s.name, threads)
+    except ConsiliumError as error:
+        return Outcome(opened, error, step)
+    return Outcome(opened, None, "done")
+
+
+def predicted(world: World, absent: Absences) -> tuple[dict[str, frozenset[str]], str]:
+    """Who survives each sum that opens, and the step at which the attempt ends, from the rules alone."""
+    missing, attempt = set(absent), world.attempt
+    t, k = attempt.threshold, attempt.k_min
+    keyed = {n for n in attempt.roster if (n, "keys") not in missing}
+    if len(keyed) < t:
+        return {}, "keys"
+    cohort = {n for n in keyed if (n, "shares") not in missing}
+    if len(cohort) < t:
+        return {}, "shares"
+    there = {n for n in cohort if (n, "accept") not in missing}
+    alive: dict[str, frozenset[str]] = {}
+    for s in attempt.sums:
+        uploading = [p for p in s.parts if len(p.contributors & cohort) >= k]
+        lives = frozenset(
+            n for n in there if (n, f"{s.name}/upload") not in missing and any(n in p.contributors for p in uploading)
+        )
+        if not any(len(p.contributors & lives) >= k for p in uploading):
+            return alive, f"{s.name}/upload"
+        signers = {n for n in there if (n, f"{s.name}/sign") not in missing}
+        if len(signers) < t:
+            return alive, f"{s.name}/sign"
+        if len([n for n in signers if (n, f"{s.name}/open") not in missing]) < t:
+            return alive, f"{s.name}/open"
+        alive[s.name] = lives
+    return alive, "done"
+
+
+# -- what a refusal must leave alone --------------------------------------------------------------------------------
+
+
+def member_state(member: Member) -> tuple[Any, ...]:
+    """Everything of a member that a refused step must not change."""
+    secrets, current = member._secrets, member._current
+    return (
+        member.phase,
+        member.cohort,
+        member.complaints,
+        member._own_keys,
+        dict(member._keys),
+        member._keys_digest,
+        dict(member._dealt),
+        {q: list(c) for q, c in member._opened_cohorts.items()},
+        None if secrets is None else (id(secrets), {k: (v.seed, v.mask_key) for k, v in secrets.held.items()}),
+        None
+        if current is None
+        else (
+            current.name,
+            current.transcript,
+            id(current.upload),
+            current.signed_payload,
+            current.signed,
+            current.opening,
+        ),
+    )
+
+
+def aggregator_state(aggregator: Aggregator) -> tuple[Any, ...]:
+    """Everything of an aggregator that a refused step must not change; `blamed` is a log and may grow."""
+    c = aggregator.current
+    return (
+        aggregator.phase,
+        dict(aggregator.keys),
+        {k: dict(v) for k, v in aggregator.shares.items()},
+        aggregator.cohort,
+        tuple(aggregator.finished),
+        aggregator._keys_digest,
+        dict(aggregator._share_messages),
+        (c.name, c.transcript, dict(c.headers), set(c.completed), c.payload, c.alive),
+        (dict(c.signatures), dict(c.openings), dict(c.opened)),
+    )
+
+
+def refuses(kind: type[ConsiliumError], step: Callable[..., object], *arguments: object) -> ConsiliumError:
+    """Asserts that a machine's method raises `kind` and leaves the machine as it was. Returns the error."""
+    machine = getattr(step, "__self__", None)
+    state: Callable[[], tuple[Any, ...]] = tuple
+    if isinstance(machine, Member):
+        state = partial(member_state, machine)
+    elif isinstance(machine, Aggregator):
+        state = partial(aggregator_state, machine)
+    return refuses_call(kind, partial(step, *arguments), state)
+
+
+def refuses_call(
+    kind: type[ConsiliumError], call: Callable[[], object], state: Callable[[], tuple[Any, ...]]
+) -> ConsiliumError:
+    """Asserts that `call` raises `kind` and leaves `state()` as it was. Returns the error."""
+    before = state()
+    try:
+        call()
+    except kind as error:
+        assert state() == before, "a refused step changed the machine"
+        return error
+    raise AssertionError(f"not refused: expected {kind.__name__}")

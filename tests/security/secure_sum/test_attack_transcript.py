@@ -1,0 +1,114 @@
+"""Rule 6: institutions that were shown different things make masks that do not cancel, and nobody signs."""
+
+from __future__ import annotations
+
+import pytest
+
+from security.secure_sum import derive
+from security.secure_sum.errors import (
+    TranscriptError,
+)
+from security.secure_sum.spec import Context
+from tests.security.secure_sum.adversary import Adversary
+from tests.security.secure_sum.harness import (
+    World,
+    context,
+    make_attempt,
+    refuses,
+)
+from tests.security.secure_sum.lies import (
+    COLLUDER,
+    FIVE,
+    HONEST,
+    ready,
+)
+
+
+class TestRule6OneTranscript:
+    def test_institutions_shown_different_models_do_not_sign_each_other_s_list(self) -> None:
+        world = ready()
+        world.aggregator.begin_sum(b"the model")
+        for name in FIVE:
+            world[name].enter("A", b"the model" if name != "south" else b"another model")
+            world.uploads["A", name] = b"".join(world.mask("A", name).chunks())
+        mine, theirs = (world.transcript("A", c) for c in (b"the model", b"another model"))
+        for alive in (FIVE, HONEST, ("south", "north", COLLUDER)):
+            gone = [n for n in FIVE if n not in alive]
+            for shown in (mine, theirs):
+                payload = world.list_of("A", alive, gone, transcript=shown)
+                wrong = "south" if shown == mine else "north"
+                refuses(TranscriptError, world[wrong].sign, payload)
+        header = world.mask("A", "south").header
+        error = refuses(TranscriptError, world.aggregator.take_header, header)
+        assert error.culprits == ("south",)
+
+    def test_masks_of_different_transcripts_do_not_cancel(self) -> None:
+        """Even with every seed opened, the sum of institutions that were shown different things stays masked."""
+        world = ready()
+        world.aggregator.begin_sum(b"A")
+        for name in FIVE:
+            world[name].enter("A", b"A" if name != "south" else b"another model")
+            world.uploads["A", name] = b"".join(world.mask("A", name).chunks())
+        adversary = Adversary(world, {COLLUDER})
+        payload = world.list_of("A", FIVE, ())
+        for name in HONEST:
+            if name != "south":
+                adversary.hear([world[name].open([*world.sign(payload, [n for n in FIVE if n != "south"])])])
+        assert set(adversary.seeds("A", "encoder/mrna")) == set(FIVE)
+        transcripts = {"south": world.transcript("A", b"another model")}
+        assert adversary.reads(transcripts) == set()
+
+    def test_a_sum_is_not_entered_with_a_second_model(self) -> None:
+        world = ready()
+        world.enter("A", FIVE)
+        upload = world.upload("A", "north")
+        refuses(TranscriptError, world["north"].enter, "A", b"another")
+        assert b"".join(world.mask("A", "north").chunks()) == upload
+
+    def test_the_coordinator_s_own_machine_begins_a_sum_once(self) -> None:
+        world = ready()
+        world.aggregator.begin_sum(b"one")
+        refuses(TranscriptError, world.aggregator.begin_sum, b"two")
+
+    def test_two_cohorts_make_two_transcripts(self) -> None:
+        """The coordinator shows `south` a smaller cohort: it signs none of the others' lists, nor they its."""
+        world = World(make_attempt(FIVE))
+        world.deal(world.send_keys())
+        smaller = [n for n in FIVE if n != "east"]
+        world.accept([n for n in FIVE if n != "south"])
+        shares = [s for s in world.aggregator.shares_for("south") if s.signer != "east"]
+        world["south"].accept(smaller, shares)
+        world.enter("A", FIVE)
+        for name in FIVE:
+            world.uploads["A", name] = b"".join(world.mask("A", name).chunks())
+        everybody = world.list_of("A", FIVE, ())
+        refuses(TranscriptError, world["south"].sign, everybody)
+        transcript = derive.transcript(world.attempt.context, world.aggregator._keys_digest, smaller, "A", b"A")
+        theirs = world.list_of("A", smaller, (), transcript=transcript)
+        assert world["south"].sign(theirs)
+        refuses(TranscriptError, world["north"].sign, theirs)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            context(federation="x"),
+            context(run=b"\7" * 32),
+            context(7),
+            context(attempt=7),
+            context(opening=b"\7" * 32),
+        ],
+    )
+    def test_different_openings_of_a_round_make_different_masks(self, other: Context) -> None:
+        assert len({derive.transcript(c, bytes(32), FIVE, "A", b"") for c in (context(), other)}) == 2
+
+    def test_every_ingredient_changes_the_transcript(self) -> None:
+        good = (context(), b"k", ("a", "b"), "A", b"c")
+        changed = [
+            good,
+            (context(), b"K", ("a", "b"), "A", b"c"),
+            (context(), b"k", ("a", "b", "c"), "A", b"c"),
+            (context(), b"k", ("ab",), "A", b"c"),
+            (context(), b"k", ("a", "b"), "B", b"c"),
+            (context(), b"k", ("a", "b"), "A", b"C"),
+        ]
+        assert len({derive.transcript(*c) for c in changed}) == len(changed)
