@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS: Final = 10.0
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    # Below what firewalls forget idle connections after (350 s and 240 s at the large clouds). Only while a call is
-    # open: a server may take more for an attack, and the next call finds a dead connection out by itself.
+    # Below what firewalls forget idle connections after (350 s and 240 s at the large clouds), also while this node
+    # trains and says nothing.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 32 << 20),
     ("grpc.max_send_message_length", 32 << 20),
     # The channels before and after a rotation must not share connections.

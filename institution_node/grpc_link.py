@@ -143,8 +143,6 @@ class GrpcLink:
         reached, futile, broken = -1, 0, 0
         while True:
             position: pb.GetUploadResponse = self._unary("control", lambda s: s.GetUpload, where)
-            if position.complete:
-                return
             if position.offset > upload.length:
                 raise self._refused("the coordinator says that it has more of an upload than there is.")
             if position.offset > reached:
@@ -154,7 +152,9 @@ class GrpcLink:
             if futile == _FUTILE:
                 raise self._refused(f"the coordinator does not take an upload beyond byte {position.offset}.")
             try:
-                if self._send(run, upload, position.offset).complete:
+                # Also where all is there: a coordinator that fell over at the last byte counts it now.
+                offset = upload.length if position.complete else position.offset
+                if self._send(run, upload, offset).complete:
                     return
                 futile += 1
             except CoordinatorUnreachableError as error:
