@@ -61,13 +61,17 @@ def wrap(frame: Frame, body: Sequence[str], height: float | None = None) -> str:
     """The SVG element around a plot's parts, with its title drawn and its description for screen readers."""
     tall = height or frame.height
     words = f"{frame.title}. {frame.description}"
+    size = min(13.5, (frame.width - 16) / (0.58 * len(frame.title)))  # a long title gets smaller letters, never cut
+    title = words_at(8, 19, frame.title, "title", extra=f' style="font-size:{size:.1f}px"')
     return (
         f'<svg class="plot" role="img" viewBox="0 0 {frame.width} {tall:.0f}" aria-label="{escape(words)}" '
-        f'xmlns="http://www.w3.org/2000/svg">{words_at(8, 19, frame.title, "title")}{"".join(body)}</svg>'
+        f'xmlns="http://www.w3.org/2000/svg">{title}{"".join(body)}</svg>'
     )
 
 
-def legend_of(frame: Frame, entries: Sequence[tuple[str, int]], swatch: str, left: float = 8.0) -> tuple[list[str], float]:
+def legend_of(
+    frame: Frame, entries: Sequence[tuple[str, int]], swatch: str, left: float = 8.0
+) -> tuple[list[str], float]:
     """Entries in as many rows as they need; returns them and the height that they take."""
     parts: list[str] = []
     x, y = left, 40.0
@@ -104,9 +108,7 @@ def axes_of(frame: Frame, area: Area, x: Scale | None, y: Scale, grid: bool = Tr
     for place, label in y.ticks():
         at = area.y(place)
         if grid:
-            parts.append(
-                f'<line class="grid" x1="{area.left:.1f}" y1="{at:.1f}" x2="{area.right:.1f}" y2="{at:.1f}"/>'
-            )
+            parts.append(f'<line class="grid" x1="{area.left:.1f}" y1="{at:.1f}" x2="{area.right:.1f}" y2="{at:.1f}"/>')
         parts.append(words_at(area.left - 6, at + 4, label, "tick", "end"))
     for place, label in x.ticks() if x is not None else []:
         parts.append(words_at(area.x(place), area.bottom + 16, label, "tick", "middle"))

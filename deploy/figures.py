@@ -1,7 +1,7 @@
 """What the records of committed rounds say, round by round: the one reading for the report and the live table.
 
-A record is the JSON of `coordinator.run`. A round may be missing (its number was burnt) or have no statistics (its sum
-B never opened); both are gaps here, never zeros.
+A record is the JSON of `coordinator.run`. A round may be missing (its number was burnt and the model stood still) or
+have no statistics (its sum B never opened): None here, never zero.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from html import escape
 from typing import Final
 
 from deploy.axes import Linear
-from deploy.charts import Frame, Area, axes_of, legend_of, words_at, wrap
+from deploy.charts import Area, Frame, axes_of, legend_of, words_at, wrap
 from deploy.figures import Presence
 
 _WORST: Final[Sequence[Presence]] = ("in", "updates only", "absent", "lost")
@@ -35,12 +35,11 @@ def confusion_matrix(frame: Frame, classes: Sequence[str], counts: Sequence[Sequ
             share = count / total if total else 0.0
             x, y = left + size * column, top + tall * row
             right = " right" if row == column else ""
-            dark = " strong" if share > 0.5 else ""
             parts += [
                 f'<rect class="cell{right}" x="{x:.1f}" y="{y:.1f}" width="{size - 2:.1f}" height="{tall - 2:.1f}" '
-                f'style="fill-opacity:{0.06 + 0.8 * share:.2f}"/>',
-                words_at(x + size / 2, y + tall / 2, str(count), f"count{dark}", "middle"),
-                words_at(x + size / 2, y + tall / 2 + 17, f"{share:.0%}" if total else "–", f"share{dark}", "middle"),
+                f'style="fill-opacity:{0.05 + 0.4 * share:.2f}"/>',
+                words_at(x + size / 2, y + tall / 2, str(count), "count", "middle"),
+                words_at(x + size / 2, y + tall / 2 + 17, f"{share:.0%}" if total else "–", "share", "middle"),
             ]
     return wrap(frame, parts, top + tall * len(names) + 8)
 
@@ -85,9 +84,7 @@ def reliability_curve(frame: Frame, curves: Sequence[tuple[str, Sequence[Reliabi
     )
     for style, (_, bins) in enumerate(curves):
         places = [(area.x(x.place(b.confidence)), area.y(y.place(b.share))) for b in bins]
-        parts.append(
-            f'<polyline class="line c{style}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in places)}"/>'
-        )
+        parts.append(f'<polyline class="line c{style}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in places)}"/>')
         for (at, high), b in zip(places, bins, strict=True):
             if style == 0:
                 low, up = (area.y(y.place(v)) for v in b.interval())
@@ -110,7 +107,7 @@ def presence_grid(
     group = max(1, -(-len(rounds) // SHOWN_ROUNDS))
     columns = [range(i, min(i + group, len(rounds))) for i in range(0, len(rounds), group)]
     left = 16 + max((len(name) for name in institutions), default=0) * 6.3
-    slot = min(22.0, (frame.width - left - 12) / max(1, len(columns)))
+    slot = min(26.0, (frame.width - left - 12) / max(1, len(columns)))
     parts, y = [], 64.0
     x = 8.0
     for state, words in (
@@ -146,7 +143,5 @@ def _mark(state: str, x: float, y: float, wide: float, tall: float) -> str:
             for a, b in ((ends[1], ends[3]), (ends[3], ends[1]))
         )
     if state == "updates only":
-        box += (
-            f'<rect class="half" x="{x:.1f}" y="{y + tall / 2:.1f}" width="{wide:.1f}" height="{tall / 2:.1f}"/>'
-        )
+        box += f'<rect class="half" x="{x:.1f}" y="{y + tall / 2:.1f}" width="{wide:.1f}" height="{tall / 2:.1f}"/>'
     return box

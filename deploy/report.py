@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs nothing else, for a hospital's engineer and for a researcher.
 
-Everything in it is an aggregate or a plan's public field; no figure of a single institution's patients is taken, so none
-can be shown.
+Everything in it is an aggregate or a plan's public field; no figure of a single institution's patients is taken, so
+none can be shown.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from deploy.summary import ALL, METRICS, OURS, PLAIN, Summary, summary_from
 from deploy.verdicts import METHOD_NAMES, METHOD_NOTES, METRIC_NAMES, cautions, headline, sentence, value_text
 from federation.blending import BlendingSettings
 from federation.evaluation import confusion_counts
+from federation.names import modalities_of
 from federation.settings import blending_settings
 from security.errors import ConsiliumError
 
@@ -185,12 +186,12 @@ def _cohort_matrices(given: ReportInput, titled: Callable[[str], str]) -> list[s
         labels = np.array([p.truth for p in found[cohort]], np.int64)
         probabilities = np.array([p.probabilities for p in found[cohort]], np.float64)
         counts = confusion_counts(labels, probabilities).tolist()
-        name = "all test patients" if cohort == ALL else cohort
-        drawn.append(plots.confusion(titled(f"Confusion matrix, {name}"), given.classes, counts))
+        name = "all" if cohort == ALL else cohort
+        drawn.append(plots.confusion(titled(f"Confusion, {name}"), given.classes, counts))
     return drawn
 
 
-def _facts(given: ReportInput, summary: Summary, dropouts: int) -> list[tuple[str, str, str]]:
+def _facts(given: ReportInput, summary: Summary) -> list[tuple[str, str, str]]:
     combinations = len({i.combination for i in given.institutions})
     return [
         ("Institutions", f"{summary.institutions}", f"in {combinations} combinations of modalities"),
@@ -203,12 +204,15 @@ def _facts(given: ReportInput, summary: Summary, dropouts: int) -> list[tuple[st
             f"{summary.bytes_up_per_parameter:.2f} bytes",
             f"{summary.bytes_up_per_parameter / PLAIN_BYTES:.2f}× unprotected float32",
         ),
-        (
-            "Received per parameter",
-            f"{summary.bytes_down_per_parameter:.2f} bytes",
-            f"{summary.bytes_down_per_parameter / PLAIN_BYTES:.2f}× unprotected float32",
-        ),
+        *_received(summary),
     ]
+
+
+def _received(summary: Summary) -> list[tuple[str, str, str]]:
+    down = summary.bytes_down_per_parameter
+    if down is None:
+        return []
+    return [("Received per parameter", f"{down:.2f} bytes", f"{down / PLAIN_BYTES:.2f}× unprotected float32")]
 
 
 def _duration(seconds: float) -> str:
@@ -248,13 +252,14 @@ def render_report(given: ReportInput) -> str:
         style=Markup((templates / "report.css").read_text(encoding="utf-8")),  # noqa: S704 (own file)
         given=given,
         summary=summary,
-        facts=_facts(given, summary, len(losses)),
+        facts=_facts(given, summary),
         metric_names=[METRIC_NAMES[m] for m in METRICS],
         headline=headline(summary),
         sentences=[s for m in METRICS if (s := sentence(summary, PLAIN, m))],
         others=_others(summary),
         cautions=cautions(summary),
         tables=[("All cohorts" if c == ALL else c, results_table(summary, c)) for c in summary.cohorts],
+        modalities=list(dict.fromkeys(m for i in given.institutions for m in modalities_of(i.combination))),
         learning=svg(plots.learning(titled, records, given.test_curve)),
         loss_plots=svg(plots.losses(titled, records)),
         blending_plots=svg(
@@ -263,7 +268,7 @@ def render_report(given: ReportInput) -> str:
         matrices=svg(_cohort_matrices(given, titled)),
         reliability=svg(reliability),
         calibration=calibration,
-        presence=svg(plots.presence(titled, records, names)),
+        presence=svg(plots.presence_by_round(titled, records, names)),
         losses=losses,
         burnt=plots.burnt_rounds(records),
         phases=svg(plots.phases(titled, records)),

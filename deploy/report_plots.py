@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deploy.charts import Frame, Line, horizontal_bars, line_chart, stacked_bars
 from deploy.axes import Linear
+from deploy.charts import Frame, Line, horizontal_bars, line_chart, stacked_bars
 from deploy.figures import (
     PHASES,
     Point,
@@ -18,7 +18,7 @@ from deploy.figures import (
     blended_combinations,
     blending,
     metric,
-    presence as presence_of,
+    presence,
     proximity,
     subsets_of,
     weights,
@@ -60,12 +60,12 @@ def _words(lines: Sequence[Line], percent: bool = False) -> str:
 
 def learning(titled: Titled, records: Sequence[Record], curve: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Accuracy, balanced accuracy and AUROC by round: federated validation, and test by method with its spread."""
-    drawn = []
+    drawn: list[str] = []
     for name, words in METRIC_NAMES.items():
         lines = []
         validation: list[Point] = [(r["round"], metric(r, name)) for r in records]
         if any(v is not None for _, v in validation):
-            lines.append(Line("validation, federated", validation, 7))
+            lines.append(Line("federated validation", validation, 7))
         order = [*METHOD_NAMES, *sorted(set(curve) - set(METHOD_NAMES))]
         for style, method in enumerate(m for m in order if m in curve):
             cells = [(int(row["round"]), row.get(name) or {}) for row in curve[method]]
@@ -76,11 +76,12 @@ def learning(titled: Titled, records: Sequence[Record], curve: Mapping[str, Sequ
                     for r, c in cells
                     if c.get("mean") is not None and c.get("std") is not None
                 ]
-                lines.append(Line(f"test, {METHOD_NAMES.get(method, method)}", points, style, band))
+                lines.append(Line(f"test: {METHOD_NAMES.get(method, method)}", points, style, band))
         if lines:
             percent = name != "auroc"
             title = titled(f"{words[0].upper()}{words[1:]} by round")
-            frame = Frame(title, _words(lines, percent), "round", "", 520, 320)
+            wide = 520 if drawn else 1060  # accuracy, the first, takes the whole row
+            frame = Frame(title, _words(lines, percent), "round", "", wide, 320)
             drawn.append(line_chart(frame, lines, percent=percent, least_span=0.1))
     return drawn
 
@@ -132,7 +133,7 @@ def confusion(title: str, classes: Sequence[str], counts: Sequence[Sequence[int]
         f"Of {sum(row)} truly {name}, {', '.join(f'{n} as {p}' for p, n in zip(classes, row, strict=True))}."
         for name, row in zip(classes, counts, strict=True)
     )
-    return confusion_matrix(Frame(title, words, width=340), classes, counts)
+    return confusion_matrix(Frame(title, words, width=260), classes, counts)
 
 
 def _bins(histogram: Sequence[Sequence[float]]) -> list[ReliabilityBin]:
@@ -153,18 +154,19 @@ def reliability(
     if last:
         summed = _bins(np.sum([np.asarray(rows, np.float64) for rows in last.values()], axis=0).tolist())
         if summed:
-            curves.append(("validation, federated", summed))
-    words = " ".join(f"Where it gave {b.confidence:.0%}, {b.share:.0%} of {b.patients} were right." for b in curves[0][1])
+            curves.append(("federated validation", summed))
+    tested = curves[0][1]
+    words = " ".join(f"Where it gave {b.confidence:.0%}, {b.share:.0%} of {b.patients} were right." for b in tested)
     frame = Frame(titled("Reliability: how sure, and how often right"), words, "probability of the predicted stage",
                   "part that was right", 520, 340)  # fmt: skip
     return reliability_curve(frame, curves, 1 / classes), calibration_error(histogram)
 
 
-def presence(titled: Titled, records: Sequence[Record], institutions: Sequence[str]) -> str:
+def presence_by_round(titled: Titled, records: Sequence[Record], institutions: Sequence[str]) -> str:
     """Who was in which round."""
     if not records:
         return ""
-    grid = [[presence_of(r, i) for r in records] for i in institutions]
+    grid = [[presence(r, i) for r in records] for i in institutions]
     full = sum(all(row[i] == "in" for row in grid) for i in range(len(records)))
     words = f"All {len(institutions)} institutions took part in {full} of {len(records)} rounds."
     frame = Frame(titled("Institutions by round"), words, width=1060)

@@ -96,7 +96,7 @@ class Summary(_Shape):
     wall_seconds: Amount
     coordinator_peak_mib: Amount
     bytes_up_per_parameter: Amount
-    bytes_down_per_parameter: Amount = 0.0
+    bytes_down_per_parameter: Amount | None = None
     dropouts: Annotated[int, Field(ge=0)]
     processes: dict[str, Amount] = {}
     methods: dict[str, Table]
@@ -136,7 +136,7 @@ class RunFacts:
     rounds: int
     wall_seconds: float
     bytes_up_per_parameter: float
-    bytes_down_per_parameter: float
+    bytes_down_per_parameter: float | None
     dropouts: int
     processes: Mapping[str, float] = field(default_factory=dict)
 

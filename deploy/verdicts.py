@@ -115,7 +115,7 @@ def headline(summary: Summary) -> str:
     if not found:
         return "This run has no comparison with conventional federated learning."
     ours, theirs = METHOD_NAMES[OURS], METHOD_NAMES[PLAIN]
-    if set(found.values()) <= {"unknown", "equal"}:
+    if "unknown" in found.values():
         return f"With one seed there is no spread, so this run cannot tell {ours} from {theirs}."
     parts = []
     for words, wanted in (
@@ -126,7 +126,8 @@ def headline(summary: Summary) -> str:
         names = [METRIC_NAMES[m] for m, outcome in found.items() if outcome in wanted]
         if names:
             parts.append(f"{words} {_listed(names)}")
-    return f"Against conventional federated learning ({theirs}), {ours} is {'; '.join(parts)}."
+    against = f"Over {summary.seeds} seeds, against conventional federated learning ({theirs})"
+    return f"{against}, {ours} is {'; '.join(parts)}."
 
 
 def cautions(summary: Summary) -> list[str]:
@@ -146,9 +147,7 @@ def cautions(summary: Summary) -> list[str]:
         )
     auroc = summary.spread(OURS, "auroc")
     if auroc is not None and auroc.mean is not None and auroc.std is not None and auroc.mean - auroc.std <= 0.5:
-        found.append(
-            f"An AUROC of {auroc.mean:.3f} ± {auroc.std:.3f} cannot be told from 0.5, the toss of a coin."
-        )
+        found.append(f"An AUROC of {auroc.mean:.3f} ± {auroc.std:.3f} cannot be told from 0.5, the toss of a coin.")
     if summary.seeds < 10:
         seeds = "One seed" if summary.seeds == 1 else f"{summary.seeds} seeds"
         found.append(f"{seeds} can show large effects only: a repeated split of so few patients moves every figure.")

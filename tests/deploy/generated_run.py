@@ -35,10 +35,11 @@ def scores(accuracy: float, patients: int = 120) -> Scores:
 
 def facts(data: str = "synthetic", **changes: Any) -> RunFacts:
     processes = {"coordinator": 151.4} | {name: 412.0 + 9 * i for i, name in enumerate(COMBINATIONS)}
-    return RunFacts(**{
+    fields: dict[str, Any] = {
         "data": data, "institutions": 9, "rounds": 40, "wall_seconds": 212.4, "bytes_up_per_parameter": 4.012,
-        "bytes_down_per_parameter": 4.003, "dropouts": 3, "processes": processes,
-    } | changes)  # fmt: skip
+        "bytes_down_per_parameter": 4.003, "dropouts": 2, "processes": processes,
+    }  # fmt: skip
+    return RunFacts(**(fields | changes))
 
 
 def method_scores(seeds: int = 3, methods: Sequence[str] = tuple(LEVELS)) -> dict[str, list[dict[str, Scores]]]:
@@ -94,7 +95,8 @@ def record(number: int, rng: np.random.Generator, *, lost: Mapping[str, str] | N
             "keys": 0.02, "shares": 0.05, "uploads": 1.1 + float(rng.normal(0, 0.1)) + 3 * bool(lost),
             "signatures": 0.03, "openings": 0.05, "opening": 0.08,
         },
-        "blending": figures, "proximity": {s: 0.3 + 0.1 * i + float(rng.normal(0, 0.03)) for i, s in enumerate(SUBSETS)},
+        "blending": figures,
+        "proximity": {s: 0.3 + 0.1 * i + float(rng.normal(0, 0.03)) for i, s in enumerate(SUBSETS)},
         "metrics": {"mrna+image+clinical": row, "other": row, "all": row},
         "confusion": {"all": [[50, 30], [25, 45]]},
         "reliability": {"mrna+image+clinical": reliability_histogram(labels, p, 10).tolist()},
@@ -150,10 +152,11 @@ def curve(rounds: int = 40) -> dict[str, list[dict[str, Any]]]:
 
 
 def report_input(data: str = "synthetic", **changes: Any) -> ReportInput:
-    return ReportInput(**{
+    fields: dict[str, Any] = {
         "name": "tcga-nine", "summary": summary(data).model_dump(), "records": records(),
         "institutions": [Institution(n, c, n.split("-")[0].upper()) for n, c in COMBINATIONS.items()],
         "protection": Protection(3, 1), "classes": ("stage I", "stage II"),
         "plan_summary": "rounds = 40\n[secure_sum]\nk_min = 3\n", "test_curve": curve(), "predictions": predictions(),
         "created": "2026-11-23",
-    } | changes)  # fmt: skip
+    }  # fmt: skip
+    return ReportInput(**(fields | changes))
