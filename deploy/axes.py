@@ -83,8 +83,6 @@ class Linear:
         if self.percent:
             digits = 0 if step >= 0.01 - 1e-9 and abs(step * 100 - round(step * 100)) < 1e-6 else 1
             return f"{value * 100:.{digits}f}%"
-        if max(abs(self.low), abs(self.high)) >= 1e6:
-            return f"{value:.3g}"
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         if abs(step * 10**digits - round(step * 10**digits)) > 1e-6:
             digits += 1  # 2.5 needs one more digit than its power

@@ -222,6 +222,9 @@ class _Screen:
             doing = Text(phase_words(self.status.phase))
             if self.status.attempt > 1:
                 doing.append(f"   attempt {self.status.attempt}", "bold yellow")
+            lost = len(losses_of_institutions(self.history.records))
+            if lost:
+                doing.append(f"   {lost} {'dropout' if lost == 1 else 'dropouts'} so far", "dim")
             parts.append(doing)
         return Panel(Group(*parts), border_style="red" if summary.data == "synthetic" else "blue", padding=(0, 1))
 
@@ -279,7 +282,7 @@ class _Screen:
         combinations = blended_combinations(records, [one.combination for one in self.status.institutions])
         found = weights(records, combinations[0], self.history.settings) if combinations else {}
         table = _table()
-        table.caption = _caption(last, records, combinations)
+        table.caption = _caption(last, combinations)
         table.add_column("losses, blending", overflow="fold", ratio=1)
         for name in ("train", "valid.", "weight", "DOGR", "prox."):
             table.add_column(name, justify="right", no_wrap=True)
@@ -312,12 +315,11 @@ def _table() -> Table:
     return Table(box=SIMPLE_HEAD, expand=True, border_style="dim", header_style="bold", caption_justify="left")
 
 
-def _caption(last: Record, records: Sequence[Record], combinations: Sequence[str]) -> Text:
+def _caption(last: Record, combinations: Sequence[str]) -> Text:
     words = f"round {last['round']}; course: validation loss"
     if combinations:
         words += f"; weights at {plain(combinations[0], 60)}"
-    lost = len(losses_of_institutions(records))
-    return Text(f"  {words}; {lost} {'dropout' if lost == 1 else 'dropouts'} so far", "dim")
+    return Text(f"  {words}", "dim")
 
 
 def _mark(one: pb.InstitutionStatus, ascii_only: bool) -> Text:

@@ -76,7 +76,7 @@ def test_before_the_first_round_and_at_the_end() -> None:
     text = drawn(status(status="failed", round=12, reason="only 4 institutions accept the plan"))
     assert "failed after round 12 of 40: only 4 institutions accept the plan" in text
     assert "left" not in text
-    assert "attempt 2" in drawn(status(attempt=2))
+    assert "attempt 2   1 dropout so far" in drawn(status(attempt=2))
     assert "No round has opened its losses yet" in drawn(status(1, new=[records(23)[-1]]))
 
 
