@@ -304,7 +304,7 @@ class Member:
                 opened = AESGCM(derive.derive_key(shared, info)).decrypt(_NONCE, s.box, info)
             except InvalidTag:
                 raise BadShareError(f"a share of {dealer!r} does not open.", culprits=(dealer,)) from None
-            seed, mask_key = opened[: shares.SECRET_BYTES], opened[shares.SECRET_BYTES :]
+            seed, mask_key = opened[: shares.SHARE_BYTES], opened[shares.SHARE_BYTES :]
             commitments = (
                 share_commitment(self.attempt, "seed", s.sum, s.part, dealer, self.name, seed),
                 share_commitment(self.attempt, "mask-key", s.sum, s.part, dealer, self.name, mask_key),

@@ -13,12 +13,12 @@ from consilium.v1 import secure_sum_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from security.secure_sum.errors import MalformedMessageError
-from security.secure_sum.shares import SECRET_BYTES
+from security.secure_sum.shares import SHARE_BYTES
 from security.secure_sum.spec import Context
 
 _KEY_BYTES: Final = 32
 _DIGEST_BYTES: Final = 32
-_BOX_BYTES: Final = 2 * SECRET_BYTES + 16
+_BOX_BYTES: Final = 2 * SHARE_BYTES + 16
 MAX_PAYLOAD_BYTES: Final = 4 << 20
 """Larger payloads of the secure sum are refused unparsed."""
 
@@ -255,7 +255,7 @@ class OpenedShare:
     share: bytes
 
     def __post_init__(self) -> None:
-        _lengths(SECRET_BYTES, "a share", self.share)
+        _lengths(SHARE_BYTES, "a share", self.share)
 
 
 @dataclass(frozen=True)

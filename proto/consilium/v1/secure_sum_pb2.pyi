@@ -212,7 +212,7 @@ class SealedShare(_message.Message):
     sum: _builtins.str
     part: _builtins.str
     box: _builtins.bytes
-    """AES-256-GCM over the share of the seed and the share of the mask key, 32 bytes, and the tag."""
+    """AES-256-GCM over the share of the seed and the share of the mask key, 17 bytes each, and the tag."""
     seed_share_commitment: _builtins.bytes
     key_share_commitment: _builtins.bytes
     def __init__(
