@@ -41,7 +41,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class GeneratedVectors:
-    """A trainer that trains nothing: one generated update, shown again every round."""
+    """A trainer that trains nothing: generated updates of the right sizes."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class GeneratedVectors:
         self._subsets = [s for s, who in layout.subsets.items() if institution in who]
         self._combination = layout.combinations[institution]
         self._classes = len(plan.label.classes)
+        self._rounds = 0
         rng = np.random.default_rng(sum(institution.encode()))
         self._updates = {
             name: rng.standard_normal(layout.components[name].size, np.float32) * np.float32(0.01)
@@ -69,10 +70,13 @@ class GeneratedVectors:
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
     ) -> Trajectory:
-        """The generated update."""
+        """The generated update of this round."""
         if os.environ.get("CONSILIUM_BENCH_VANISH"):
             raise NonFiniteTrainingError("this node vanishes here, as the bench wants it.")
-        return Trajectory(self._updates, 0.0, 1)
+        self._rounds += 1
+        # Another update every round: the same one would give the same opened sum, which nobody would fetch twice.
+        factor = np.float32(1.0 - 0.01 * self._rounds)
+        return Trajectory({name: update * factor for name, update in self._updates.items()}, 0.0, 1)
 
     def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:
         """Made-up losses and logits."""
