@@ -19,7 +19,7 @@ from federation.rounds import STATISTICS, UPDATES, Cohorts, consumed, digest, op
 from institution_node.memory import Memory, RunMemory
 from security.errors import ConsiliumError, ProtocolError
 from security.privacy.randomness import Randomness
-from security.secure_sum.errors import DifferencingError
+from security.secure_sum.errors import DifferencingError, TranscriptError
 from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, SurvivorList
 from security.secure_sum.phases import MemberPhase
@@ -122,6 +122,7 @@ class Session:
         self._member: Member | None = None
         self._sums: tuple[Sum, ...] = ()
         self._opened: list[bytes] = []
+        self._entered = ""  # the sum that the member stands in
         self._survived_updates = True
 
     def handle(self, directive: pb.Directive) -> Reply:
@@ -163,7 +164,8 @@ class Session:
         self._memory.save(self.run.hex(), replace(self._recall(), mark=mark))
         member = Member(self._cohorts.attempt(context, sums), self.name, self._identity, self._randomness)
         reply = self._keys(member)
-        self._member, self._sums, self._opened, self._survived_updates = member, sums, [], True
+        self._member, self._sums, self._opened = member, sums, []
+        self._entered, self._survived_updates = "", True
         self._watcher.joined(start.round, m.attempt)
         return reply
 
@@ -177,6 +179,8 @@ class Session:
 
     def _contribute(self, m: pb.Contribute) -> Reply:
         member = self._current()
+        if member.phase in (MemberPhase.NEW, MemberPhase.KEYED):
+            raise WithdrawnError("the attempt went on before this institution had dealt its shares.")
         if member.phase is MemberPhase.DEALT:
             member.accept(list(m.cohort), [Signed.from_proto(s) for s in m.shares])
             if member.complaints:
@@ -186,11 +190,14 @@ class Session:
         if which is None or self._sums.index(which) != len(self._opened):
             raise WithdrawnError("the coordinator asks for a sum out of its turn.")
         member.enter(m.sum, consumed(self._opened))
-        if not member.uploads or (m.sum == STATISTICS and not self._survived_updates):
+        self._entered = m.sum
+        if member.phase not in (MemberPhase.READY, MemberPhase.MASKED):
             return NOTHING
-        if member.phase is MemberPhase.READY or member.phase is MemberPhase.MASKED:
-            return Reply(upload=member.mask(self._work.sources(which, member.uploads)))
-        return NOTHING
+        if m.sum == STATISTICS and not self._survived_updates:
+            return NOTHING
+        # Asked even where nothing is uploaded: components that stay here are trained in the others' rounds.
+        sources = self._work.sources(which, member.uploads)
+        return Reply(upload=member.mask(sources)) if member.uploads else NOTHING
 
     def _follow(self, opened: list[bytes]) -> None:
         if opened[: len(self._opened)] != self._opened:
@@ -200,16 +207,24 @@ class Session:
             expected = self._sums[len(self._opened)].name
             if message.sum != expected or listed.sum != expected:
                 raise WithdrawnError("the coordinator shows opened sums out of order.")
+            signed = self._recall().mark.signed.get(expected)
+            if signed is not None and signed != digest(message.list):
+                raise TranscriptError(
+                    f"sum {expected!r} is shown as opened for another survivor list than was signed here.",
+                    remedy="The coordinator shows two lists: report it to the federation.",
+                )
             self._work.take_opened(self._sums[len(self._opened)], message, listed)
             if message.sum == UPDATES:
-                self._survived_updates = self.name in listed.alive
+                member = self._current()
+                silent = not member.attempt.uploaded_parts(UPDATES, member.cohort, self.name)
+                self._survived_updates = silent or self.name in listed.alive
             self._opened.append(data)
 
     def _sign(self, payload: bytes) -> Reply:
         member = self._current()
-        if member.phase not in (MemberPhase.READY, MemberPhase.MASKED, MemberPhase.SIGNED, MemberPhase.OPENED):
-            return NOTHING  # no sum was entered: this institution came too late for this one
         listed = SurvivorList.decode(payload)
+        if listed.sum != self._entered:
+            return NOTHING  # this institution came too late for this sum, and cannot know what was summed
         memory = self._recall()
         mark = memory.mark.sign(listed.sum, digest(payload))
         cohorts = self._opened_cohorts(member, listed)
@@ -237,6 +252,8 @@ class Session:
 
     def _open(self, m: pb.OpenShares) -> Reply:
         member = self._current()
+        if SurvivorList.decode(m.list).sum != self._entered:
+            return NOTHING
         if member.phase in (MemberPhase.READY, MemberPhase.MASKED):
             self._sign(m.list)  # the others decided without us; the same checks, the same mark
         if member.phase not in (MemberPhase.SIGNED, MemberPhase.OPENED):
@@ -264,5 +281,8 @@ class Session:
             self._member.withdraw()
             self._member = None
         round_, attempt = self._place
+        if round_ < 0:  # restarted: the attempt that it had joined is the mark
+            mark = self._recall().mark
+            round_, attempt = mark.round, mark.attempt
         withdrawal = pb.Withdrawal(round=max(0, round_), attempt=attempt, code=error.code)
         return Reply(pb.SubmitRequest(run=self.run, withdrawal=withdrawal))
