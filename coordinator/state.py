@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from federation.blending import BlendingState
-from federation.rounds import ComponentDigests, Setup
+from federation.rounds import ComponentDigests, Figures, Setup
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class RunState:
     rounds_without_gain: int = 0
 
     def figures(self) -> bytes:
-        """The blending scores as they are published: canonical JSON."""
-        published = {"scores": dict(self.scores), "median_squared_overfitting": self.median_squared_overfitting}
-        return json.dumps(published, sort_keys=True, allow_nan=False).encode()
+        """The blending scores as they are published."""
+        return Figures(self.scores, self.median_squared_overfitting).to_bytes()
 
     def digests(self) -> set[str]:
         """Content that must not be collected."""

@@ -7,6 +7,8 @@ sums: `updates` (METHOD.md's sum A) and `statistics` (sum B).
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +94,41 @@ class ComponentDigests:
         return {s.component: ComponentDigests(s.weights, dict(s.slots)) for s in states}
 
 
+@dataclass(frozen=True)
+class Figures:
+    """DGB's figures as they are published with a round.
+
+    Attributes:
+        scores: blending score `b_s` by subset, finite and at least 0; None where there is none yet.
+        median_squared_overfitting: so that an institution's own score is on the federation's scale; None before.
+    """
+
+    scores: Mapping[str, float | None]
+    median_squared_overfitting: float | None
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        published = {"scores": dict(self.scores), "median_squared_overfitting": self.median_squared_overfitting}
+        return json.dumps(published, sort_keys=True, allow_nan=False).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Figures:
+        """As they came.
+
+        Raises:
+            RoundError: no such figures.
+        """
+        try:
+            read = json.loads(data)
+            figures = Figures(dict(read["scores"]), read["median_squared_overfitting"])
+            for value in (*figures.scores.values(), figures.median_squared_overfitting):
+                if value is not None and not (math.isfinite(value) and value >= 0):
+                    raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise RoundError("the blending figures of a round cannot be read.") from error
+        return figures
+
+
 class Cohorts:
     """The sums over institutions that a plan allows, before dropouts.
 
@@ -150,7 +187,8 @@ class Cohorts:
             Sum(
                 name,
                 tuple(
-                    Part(f"features/{m}", 64, vector_length(self.plan, name, m), holders[m])
+                    # One quantity: an institution's patients are the same in each of its modalities' counts.
+                    Part(f"features/{m}", 64, vector_length(self.plan, name, m), holders[m], f"features/{name}")
                     for m in order
                     if holders[m]
                 ),
