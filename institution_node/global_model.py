@@ -58,7 +58,11 @@ class GlobalModel:
 
         Raises:
             TranscriptError: it is not the model that this institution itself arrived at.
+            RoundError: it is not of the plan's shape.
         """
+        for name in self._components:
+            if set(states[name].slots) != set(state_slots(self._optimiser.kind)):
+                raise RoundError(f"the server optimiser's state of {name} is not the plan's.")
         behind = memory.known_round >= 0 and round_ == memory.known_round + 1
         for name in self._components:
             state = states[name]
@@ -90,10 +94,13 @@ class GlobalModel:
         }
 
     def _fetch(self, digest: str, name: str) -> Float32:
-        values = np.frombuffer(self._library.fetch(digest), np.dtype("<f4")).copy()
-        if len(values) != self._layout.components[name].size:
+        return self._read(digest, name, self._layout.components[name].size).copy().view(np.float32)
+
+    def _read(self, digest: str, name: str, words: int) -> npt.NDArray[np.uint32]:
+        data = self._library.fetch(digest)
+        if len(data) != 4 * words:
             raise RoundError(f"the coordinator's {name} has not the plan's size.")
-        return values
+        return np.frombuffer(data, np.dtype("<u4"))
 
     def advance(
         self, name: str, words: str, encoding: ModelEncoding, expected: ComponentDigests
@@ -112,7 +119,7 @@ class GlobalModel:
         Raises:
             TranscriptError: w(t+1) is not the coordinator's.
         """
-        opened = np.frombuffer(self._library.fetch(words), np.dtype("<u4"))
+        opened = self._read(words, name, self._layout.components[name].size + 1)
         weight = int(opened[-1])
         mean = np.empty(len(opened) - 1, np.float32)
         mean_trajectory(opened[:-1], weight, encoding, mean)
@@ -127,10 +134,10 @@ class GlobalModel:
         self._now[name] = expected
         return decode_weight_sum(weight, encoding), mean
 
-    def digests(self, states: Mapping[str, ComponentDigests]) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
         """Digest of the weights of each component, as followed so far."""
         return {name: state.weights for name, state in self._now.items()}
 
 
 def _digest(values: Float32) -> str:
-    return hashlib.sha256(memoryview(values).cast("B")).hexdigest()
+    return hashlib.sha256(values.data).hexdigest()

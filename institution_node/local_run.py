@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -26,6 +25,7 @@ from federation.rounds import (
     WEIGHTS,
     Cohorts,
     ComponentDigests,
+    Figures,
     RoundError,
     Setup,
     digest,
@@ -78,6 +78,7 @@ class _Round:
     opening: bytes
     sums: tuple[Sum, ...]
     start: pb.RoundStart
+    figures: Figures = field(default_factory=lambda: Figures({}, None))
     features: FeatureSums | None = None
     sources: dict[str, Mapping[str, WordSource]] = field(default_factory=dict)
     updates: dict[str, Float32] = field(default_factory=dict)
@@ -155,36 +156,42 @@ class LocalRun:
         if start.round == 0:
             sums = self._cohorts.setup_sums()
             features = FeatureSums(self.plan, {s.name: s for s in sums})
-            self._round = _Round(0, opening, sums, start, features)
+            self._round = _Round(0, opening, sums, start, features=features)
             return sums
         setup = Setup.from_proto(start.setup)
-        self._check_setup(setup, start.round)
+        self._check_setup(setup)
         self._prepare(setup)
         assert self._layout is not None
         assert self._global is not None
         sizes = {name: self._layout.components[name].size for name in self._cohorts.summed(setup)}
         states = ComponentDigests.all_from(start.components)
-        if set(states) != set(sizes):
+        if set(states) != set(sizes) or len(start.components) != len(sizes):
             raise RoundError("the opening of a round does not name the plan's summed components.")
+        figures = Figures.from_bytes(start.figures)
+        models = self._left_behind(states)
         self._global.load(start.round, states, self._recall())
+        self._remember(replace(self._recall(), models=models))
         sums = self._cohorts.training_sums(sizes, setup)
-        self._round = _Round(start.round, opening, sums, start)
+        self._round = _Round(start.round, opening, sums, start, figures)
         return sums
 
     def sources(self, which: Sum, uploads: tuple[Part, ...]) -> Mapping[str, WordSource]:
         """See RoundWork."""
         state = self._current()
-        if which.name not in state.sources:
+        made = state.sources.get(which.name)
+        # Another attempt has another cohort, and so perhaps parts that were below the floor before.
+        missing = tuple(p for p in uploads if made is None or p.name not in made)
+        if made is None or missing:
             if which.name in FEATURE_SUMS:
-                made = self._feature_sources(which, uploads)
+                added = self._feature_sources(which, missing)
             elif which.name == WEIGHTS:
-                made = self._weight_sources(uploads)
+                added = self._weight_sources(missing)
             elif which.name == UPDATES:
-                made = self._update_sources(uploads)
+                added = self._update_sources(missing)
             else:
-                made = self._statistics_sources(uploads)
-            state.sources[which.name] = made
-        return {p.name: state.sources[which.name][p.name] for p in uploads}
+                added = self._statistics_sources(missing)
+            made = state.sources[which.name] = {**(made or {}), **added}
+        return {p.name: made[p.name] for p in uploads}
 
     def take_opened(self, which: Sum, opened: pb.OpenedSum, listed: SurvivorList) -> None:
         """See RoundWork."""
@@ -247,21 +254,37 @@ class LocalRun:
 
     # -- the run's setup ----------------------------------------------------------------------------------------
 
-    def _check_setup(self, setup: Setup, round_: int) -> None:
+    def _check_setup(self, setup: Setup) -> None:
         memory = self._recall()
-        if memory.setup is None:
-            # Round 0 was followed to its last sum but one, or this node lost only the end of it: what it computed
-            # itself must be what the coordinator now says.
-            own = self._round.features.schema if self._round is not None and self._round.features else None
-            if own is not None and own.digest != setup.schema:
-                raise TranscriptError("the feature schema is not what the opened sums give.")
-            memory = replace(memory, setup=setup)
-            self._remember(memory)
-        if memory.setup != setup:
+        # Round 0 was followed to its last sum but one, or this node lost only the end of it: what it computed itself
+        # must be what the coordinator now says.
+        own = self._round.features.schema if self._round is not None and self._round.features else None
+        if memory.setup is None and own is not None and own.digest != setup.schema:
+            raise TranscriptError("the feature schema is not what the opened sums give.")
+        if memory.setup not in (None, setup):
             raise TranscriptError("the run's setup is not the one that this institution helped to make.")
+        if self.institution not in setup.institutions:
+            raise RoundError("this institution has no part in the run's setup.")
         mine = [name for name, cohort in self._cohorts.patients.items() if self.institution in cohort]
-        if any(setup.patients.get(name, memory.noised_patients) < memory.noised_patients for name in mine):
+        least = max(1, memory.noised_patients)
+        if any(setup.patients.get(name, least) < least for name in mine):
             raise TranscriptError("a total of patients is smaller than this institution's own part of it.")
+        if memory.setup is None:
+            self._remember(replace(memory, setup=setup))
+
+    def _left_behind(self, states: Mapping[str, ComponentDigests]) -> tuple[str, ...]:
+        """The models of `RunMemory.models` with this round's. A model is never trained on again once it was left: two
+        sums from one model over two cohorts would differ by a few institutions' updates (rule 9). The last one may
+        come again, where its round was burnt."""
+        listed = [f"{name}={states[name].weights}" for name in sorted(states)]
+        model = digest("\n".join(listed).encode()).hex()[:32]
+        models = self._recall().models
+        if model in models[:-1]:
+            raise TranscriptError(
+                "the round begins with the model of an earlier round.",
+                remedy="The coordinator was restored from an old state: its operator must start a new run.",
+            )
+        return models if models[-1:] == (model,) else (*models, model)
 
     def _prepare(self, setup: Setup) -> None:
         if self._schema_digest == setup.schema:
@@ -347,19 +370,18 @@ class LocalRun:
         """κ·v of each component (METHOD.md, "DGB")."""
         assert self._layout is not None
         state, memory = self._current(), self._recall()
-        published = json.loads(state.start.figures)
-        scores: dict[str, float | None] = dict(published["scores"])
+        local = self.plan.blending.kind == "local"
+        scores: dict[str, float | None] = {} if local else dict(state.figures.scores)
         subsets = self._layout.subsets_of(self.institution)
         settings = blending_settings(self.plan)
         # Under differential privacy the institution's own losses may not steer what it releases: a subset that the
         # federation has no score of stays uniform.
         if not self._private_plan:
-            median = published["median_squared_overfitting"]
-            local = self.plan.blending.kind == "local"
-            _, figures = advance(memory.blending, {}, settings, None if local else median)
+            median = None if local else state.figures.median_squared_overfitting
+            _, figures = advance(memory.blending, {}, settings, median)
             own = figures.scores()
             for subset in subsets:
-                if local or scores.get(subset) is None:
+                if scores.get(subset) is None:
                     scores[subset] = own.get(subset)
         v = step_weights(scores, subsets, settings, state.number - 1)
         return {name: v.get(names.component_subset(name), 1.0) for name in self._layout.owned(self.institution)}
@@ -369,9 +391,9 @@ class LocalRun:
         assert self._global is not None
         words = {p.part: p.words for p in opened.parts}
         states = ComponentDigests.all_from(opened.components)
-        for name in self._shared:
-            if name not in words:
-                continue
+        if set(words) != set(states):
+            raise TranscriptError("the opened updates and the components made of them are not the same.")
+        for name in sorted(self._shared & set(words)):
             part = next(p for p in self._sums_part(UPDATES) if p.name == name)
             total, mean = self._global.advance(name, words[name], self._model_encoding(part), states[name])
             if name in state.updates:
@@ -380,8 +402,7 @@ class LocalRun:
                 state.shares[name] = min(1.0, self._alpha(name) / total) if in_sum else 0.0
         # Private components follow their own round, which stands once the others' is open.
         memory = self._recall()
-        known = {**self._global.digests(states)}
-        memory = replace(memory, known=known, known_round=state.number)
+        memory = replace(memory, known=self._global.digests(), known_round=state.number)
         if state.private:
             memory = replace(memory, private={**memory.private, **state.private})
         self._remember(memory)
@@ -466,8 +487,14 @@ class LocalRun:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _opened_words(self, opened: pb.OpenedSum) -> dict[str, npt.NDArray[np.uint64]]:
-        wanted = list(opened.parts)
-        return {p.part: np.frombuffer(self._library.fetch(p.words), np.dtype("<u8")) for p in wanted}
+        lengths = {p.name: p.bytes for p in self._sums_part(opened.sum)}
+        words: dict[str, npt.NDArray[np.uint64]] = {}
+        for part in opened.parts:
+            data = self._library.fetch(part.words)
+            if len(data) != lengths.get(part.part):
+                raise RoundError("an opened part is not one of the plan's, or has not its length.")
+            words[part.part] = np.frombuffer(data, np.dtype("<u8"))
+        return words
 
     def _current(self) -> _Round:
         if self._round is None:

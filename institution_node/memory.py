@@ -1,6 +1,7 @@
 """What an institution must not forget of a run, over restarts: the high-water mark above all (rule 7).
 
-A value and its codec; `FolderMemory` keeps it in the state folder, `NoMemory` is for studies, where nothing restarts.
+A value and its codec; `FolderMemory` keeps it in the state folder, `ProcessMemory` is for studies, where nothing
+restarts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from federation.blending import BlendingState
 from federation.rounds import Setup
@@ -42,6 +45,7 @@ class RunMemory:
         setup: what round 0 settled; None before.
         known: component to digest of its weights after the last round that was followed to its end.
         known_round: that round; −1: none.
+        models: digests of the models that rounds began with here, oldest first: none comes back once it was left.
         last_losses: subset to (training, validation), at the last published weights.
         blending: DGB on this institution's own losses, for a combination below the floor.
         history: cohorts that this institution lately helped to open.
@@ -55,6 +59,7 @@ class RunMemory:
     setup: Setup | None = None
     known: Mapping[str, str] = field(default_factory=dict)
     known_round: int = -1
+    models: tuple[str, ...] = ()
     last_losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     blending: BlendingState = field(default_factory=BlendingState)
     history: CohortHistory = field(default_factory=lambda: CohortHistory({}))
@@ -71,15 +76,19 @@ class Memory(Protocol):
         """Durable when this returns."""
 
 
-class NoMemory:
-    """Forgets with the process: for studies and tests in one process."""
+class ProcessMemory:
+    """Forgets with the process: for studies and tests."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, RunMemory] = {}
 
     def load(self, run: str) -> RunMemory:
-        """Always empty."""
-        return RunMemory()
+        """See Memory."""
+        return self._kept.get(run) or RunMemory()
 
     def save(self, run: str, memory: RunMemory) -> None:
-        """Nothing."""
+        """See Memory; not durable."""
+        self._kept[run] = memory
 
 
 class FolderMemory:
@@ -92,7 +101,7 @@ class FolderMemory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._private: dict[str, Mapping[str, Float32]] = {}
+        self._kept: dict[str, RunMemory] = {}  # as on disk: the folder is this process's alone
 
     def load(self, run: str) -> RunMemory:
         """See Memory.
@@ -100,6 +109,8 @@ class FolderMemory:
         Raises:
             MemoryDamagedError: a file is there and cannot be read.
         """
+        if run in self._kept:
+            return self._kept[run]
         path = self._folder / f"{run}.json"
         try:
             text = path.read_text()
@@ -108,8 +119,9 @@ class FolderMemory:
         try:
             data: dict[str, Any] = json.loads(text)
             private = self._load_private(self._folder / f"{run}.safetensors") if data["private"] else {}
-            return _decode(data, private)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            self._kept[run] = _decode(data, private)
+            return self._kept[run]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise MemoryDamagedError(
                 "the node's record of a run cannot be read.",
                 remedy="Restore the state folder from its last state, never an older one; or leave this run: move the "
@@ -119,18 +131,15 @@ class FolderMemory:
 
     @staticmethod
     def _load_private(path: Path) -> Mapping[str, Float32]:
-        from safetensors.numpy import load
-
         return load(path.read_bytes())
 
     def save(self, run: str, memory: RunMemory) -> None:
         """See Memory."""
-        from safetensors.numpy import save
-
-        if memory.private and self._private.get(run) is not memory.private:
+        kept = self._kept.pop(run, None)  # until both files are written, nobody knows what is on disk
+        if memory.private and (kept is None or kept.private is not memory.private):
             _write(self._folder / f"{run}.safetensors", save(dict(memory.private)))
-            self._private[run] = memory.private
         _write(self._folder / f"{run}.json", json.dumps(_encode(memory), sort_keys=True).encode())
+        self._kept[run] = memory
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -171,6 +180,7 @@ def _encode(m: RunMemory) -> dict[str, Any]:
         },
         "known": dict(m.known),
         "known_round": m.known_round,
+        "models": list(m.models),
         "last_losses": {s: list(losses) for s, losses in m.last_losses.items()},
         "blending": m.blending.to_json(),
         "history": {part: [sorted(c) for c in cohorts] for part, cohorts in m.history.recent.items()},
@@ -192,6 +202,7 @@ def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemor
         None if setup is None else Setup(setup["schema"], setup["patients"], frozenset(setup["institutions"])),
         data["known"],
         data["known_round"],
+        tuple(data["models"]),
         {s: (losses[0], losses[1]) for s, losses in data["last_losses"].items()},
         BlendingState.from_json(data["blending"]),
         CohortHistory({part: tuple(frozenset(c) for c in cohorts) for part, cohorts in data["history"].items()}),
