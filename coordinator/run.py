@@ -28,7 +28,7 @@ from coordinator.results import (
     selection_score,
 )
 from coordinator.state import BestRound, RunState
-from coordinator.store import LIST_SIGNED, SUM_OPENED, Store
+from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_OPENED, Store, StoreError
 from federation.feature_sums import FEATURE_SUMS
 from federation.layout import layout
 from federation.plan import Plan
@@ -38,21 +38,24 @@ from federation.rounds import (
     WEIGHTS,
     Cohorts,
     ComponentDigests,
+    RoundError,
     Setup,
     consumed,
     digest,
 )
 from federation.settings import optimiser_settings
 from federation.setup import FeatureSums, patients_of
-from federation.vectors import ContentStore, Spool, UploadKey
-from security.errors import ProtocolError
-from security.secure_sum.errors import BadShareError, TooFewMembersError
+from federation.vectors import ContentStore, Spool, StorageError, UploadKey
+from security.errors import ConsiliumError, ProtocolError
+from security.secure_sum.errors import BadShareError, StaleAttemptError, TooFewMembersError, TranscriptError
 from security.secure_sum.journal import JournalledAggregator, restore
 from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.spec import Context, Sum
 
-STALE: Final = "stale-attempt"
+STALE: Final = StaleAttemptError.code
+REFUSED: Final = frozenset({TranscriptError.code, RoundError.code})
+"""What institutions say to a round's opening that no other attempt would change."""
 ENDED: Final = frozenset({"finished", "stopped", "failed"})
 
 
@@ -158,13 +161,14 @@ class Run:
             run.state = RunState.from_json(committed.state)
         if row.status == "running":
             run.status = "running"
-            run._resume(row.attempt, now)
+            if row.attempt >= 0 or not run._finish_if_due(now):  # −1: nothing was begun since the last commit
+                run._resume(row.attempt, now)
         return run
 
     def _resume(self, last_attempt: int, now: datetime) -> None:
         points = self._store.points(self.key, self.round)
         order = [s.name for s in self._round_sums()]
-        kinds = [LIST_SIGNED, SUM_OPENED]
+        kinds = [LIST_SHOWN, LIST_SIGNED, SUM_OPENED]
         if not points:
             self._begin_attempt(max(1, last_attempt + 1), now)
             return
@@ -337,12 +341,16 @@ class Run:
                     self._entered(now)
                     self._begin_sum()
             case AggregatorPhase.UPLOADS:
-                expected = machine.uploaders() - set(attempt.withdrawn)
+                expected = machine.uploaders() - set(attempt.withdrawn) - self._silent(attempt)
                 done = expected <= machine.current.completed
                 if machine.current.transcript and (done or self._late(now, deadlines.upload)):
                     self._drop(machine.current.name, machine.uploaders() - machine.current.completed)
                     machine.close_uploads()
                     attempt.signed_once = True
+                    if self.round == 0:
+                        # Whoever signs this list joins no other attempt of the round, and round 0 cannot be burnt: a
+                        # restart from here on has to show the same list again.
+                        self._save(LIST_SHOWN, now)
                     self._entered(now)
             case AggregatorPhase.SIGNATURES:
                 if machine.decidable:
@@ -357,6 +365,18 @@ class Run:
                     self._fail_attempt("missing-openings", now)
             case AggregatorPhase.DONE:
                 pass
+
+    @staticmethod
+    def _silent(attempt: Attempt) -> frozenset[str]:
+        """Who sends no statistics: whoever has none of the round's update in the model that they are about."""
+        machine = attempt.machine
+        updates = machine.finished.get(UPDATES)
+        if updates is None:
+            return frozenset()
+        cohort = machine.cohort
+        return frozenset(
+            i for i in cohort - updates.alive if machine.attempt.uploaded_parts(UPDATES, cohort, i)
+        )
 
     def _expected(self, attempt: Attempt, now: datetime) -> set[str]:
         patience = timedelta(seconds=self.plan.deadlines.keys)
@@ -441,8 +461,13 @@ class Run:
         attempt = self.attempt
         assert attempt is not None
         self._observer.attempt_failed(self.round, attempt.number, code)
-        stale = sum(c == STALE for c in attempt.withdrawn.values())
-        if stale > len(self.plan.institutions) - self.plan.secure_sum.threshold and self._burnt:
+        spare = len(self.plan.institutions) - self.plan.secure_sum.threshold
+        codes = list(attempt.withdrawn.values())
+        stale = codes.count(STALE) > spare  # too few are left who could join another attempt of this round
+        if sum(c in REFUSED for c in codes) > spare:
+            reason = "does not follow from the rounds before: this coordinator's state is old or damaged"
+            self.stop("failed", f"institutions refuse round {self.round}, which {reason}", now)
+        elif stale and self._burnt:
             self.stop("failed", "institutions have seen later rounds than this coordinator: its state is old", now)
         elif not attempt.signed_once and not stale:
             self._begin_attempt(attempt.number + 1, now)
@@ -533,7 +558,9 @@ class Run:
         machine.close_sum()
         try:
             self._take_opened(data)
-        except ProtocolError as error:
+        except (StoreError, StorageError):
+            raise
+        except ConsiliumError as error:
             self.stop("failed", f"sum {job.sum!r} of round {self.round} cannot be used ({error.code})", now)
             return
         self._save(SUM_OPENED, now)
@@ -577,6 +604,8 @@ class Run:
         schema = self._features.schema
         if schema is None:
             raise TooFewMembersError("the feature schema is incomplete.")
+        if len(alive) < self.plan.secure_sum.threshold:
+            raise TooFewMembersError("fewer institutions than the threshold were there for the run's first sums.")
         setup = Setup(self.content.put(schema.to_bytes()), patients, alive)
         made = layout(self.plan, schema.widths)
         optimiser = optimiser_settings(self.plan)
@@ -584,6 +613,8 @@ class Run:
             name: initial_state(self.content, made.components[name].initial(self.plan.seed), optimiser)
             for name in self.cohorts.summed(setup)
         }
+        if not components:
+            raise TooFewMembersError("no component has enough owners that were there for the run's first sums.")
         self.state = replace(self.state, setup=setup, components=components)
 
     # -- commit -------------------------------------------------------------------------------------------------
@@ -605,13 +636,16 @@ class Run:
         self._seconds, self._last_phase = {}, ""
         self.traffic.clear()
         self.round += 1
+        if not self._finish_if_due(now):
+            self._begin_attempt(1, now)
+
+    def _finish_if_due(self, now: datetime) -> bool:
         patience = self.plan.evaluation.patience
         if self.round > self.plan.rounds:
             self.stop("finished", "", now)
         elif patience and self.state.rounds_without_gain >= patience:
             self.stop("finished", f"no gain in {patience} rounds", now)
-        else:
-            self._begin_attempt(1, now)
+        return self.ended
 
     def _take_statistics(self, result: RoundStatistics) -> None:
         state = replace(

@@ -26,9 +26,10 @@ from sqlalchemy.pool import StaticPool
 from coordinator import tables as t
 from security.errors import ConfigurationError, ConsiliumError, LocalMisuseError
 
+LIST_SHOWN: Final = "list-shown"  # round 0 only, which cannot be burnt
 LIST_SIGNED: Final = "list-signed"
 SUM_OPENED: Final = "sum-opened"
-POINT_KINDS: Final = (LIST_SIGNED, SUM_OPENED)
+POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, SUM_OPENED)
 
 Field = str | int | float | bool | None
 
@@ -223,7 +224,7 @@ class Store:
         """Makes a point of the current attempt durable. The same blob again changes nothing.
 
         Args:
-            kind: `LIST_SIGNED` or `SUM_OPENED`.
+            kind: one of `POINT_KINDS`.
 
         Raises:
             RecordConflictError: another blob is saved under the same name.

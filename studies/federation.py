@@ -32,12 +32,12 @@ class Participant:
         directive = self.link.next_directive(self.session.run, self.known, 0.0)
         if directive.serial == self.known:
             return False
-        self.known = directive.serial
         reply = self.session.handle(directive)
         if reply.message is not None:
             self.link.submit(reply.message)
         if reply.upload is not None:
             self.link.upload(self.session.run, reply.upload)
+        self.known = directive.serial
         return True
 
 

@@ -12,6 +12,7 @@ from coordinator.folding import run_job
 from coordinator.observer import Observer
 from coordinator.run import Run
 from coordinator.store import Store
+from federation.fixed_point import WeightError
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import Plan
 from federation.rounds import digest
@@ -29,11 +30,13 @@ class MemoryCoordinator:
     Args:
         plan_bytes: the plan's exact bytes.
         observer: told what happens.
+        store: durable state; in memory by default.
     """
 
-    def __init__(self, plan_bytes: bytes, observer: Observer | None = None) -> None:
+    def __init__(self, plan_bytes: bytes, observer: Observer | None = None, store: Store | None = None) -> None:
         self.now = EPOCH
-        self.store = Store("sqlite://")
+        self.starts = 1
+        self.store = store or Store("sqlite://")
         self.content, self.spool = MemoryContentStore(), MemorySpool()
         self.observer = observer or Observer()
         plan = Plan.from_bytes(plan_bytes)
@@ -41,12 +44,28 @@ class MemoryCoordinator:
         self.store.set_status(digest(plan_bytes).hex(), "enrolling", "", self.now)
         self.run = Run(plan_bytes, self.store, self.content, self.spool, self.observer, self.now)
 
+    def restart(self) -> None:
+        """Forgets everything but what is durable, as a coordinator that was killed and started again."""
+        self.starts += 1
+        run = self.run
+        self.run = Run.load(run.plan_bytes, self.store, self.content, self.spool, self.observer, self.now)
+
+    @property
+    def boot(self) -> bytes:
+        """Nonce of this start, for directives' serials."""
+        return f"in-memory {self.starts}".encode()
+
     def work(self) -> bool:
         """Does the heavy work that is due; whether there was any."""
         job = self.run.job()
         if job is None:
             return False
-        self.run.folded(job, run_job(job, self.content), self.now)
+        try:
+            result = run_job(job, self.content)
+        except WeightError as error:
+            self.run.cannot_open(error.code, self.now)
+        else:
+            self.run.folded(job, result, self.now)
         return True
 
     def pass_time(self, seconds: float) -> None:
@@ -78,7 +97,7 @@ class MemoryLink:
     def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
         """See CoordinatorLink; never waits."""
         self._run.poll(self._institution, self._coordinator.now)
-        return directive_for(self._run, self._institution, b"in-memory")
+        return directive_for(self._run, self._institution, self._coordinator.boot)
 
     def submit(self, request: pb.SubmitRequest) -> None:
         """See CoordinatorLink."""
@@ -100,15 +119,16 @@ class MemoryLink:
         """See CoordinatorLink."""
         spool = self._coordinator.spool
         key = self._run.begin_upload(upload.header)
-        if spool.is_complete(key):
-            return
-        offset, hashed = spool.offset(key), hashlib.sha256()
-        for chunk in upload.chunks():
-            hashed.update(chunk)
-            spool.append(key, offset, chunk)
-            offset += len(chunk)
-            self._run.traffic["up"] += len(chunk)
-        spool.complete(key, hashed.hexdigest(), upload.length)
+        if not spool.is_complete(key):  # complete and not counted: the coordinator was restarted in between
+            begun, sent, hashed = spool.offset(key), 0, hashlib.sha256()
+            for chunk in upload.chunks():
+                hashed.update(chunk)
+                rest = chunk[max(0, begun - sent) :]
+                if rest:
+                    spool.append(key, max(begun, sent), rest)
+                    self._run.traffic["up"] += len(rest)
+                sent += len(chunk)
+            spool.complete(key, hashed.hexdigest(), upload.length)
         self._run.complete_upload(key, self._coordinator.now)
 
     def download(self, run: bytes, digest: str) -> bytearray:
