@@ -66,7 +66,7 @@ def spoil(world: World, relayed: list[Signed], dealer: str, receivers: Iterable[
         if name == dealer:
             for receiver in receivers:
                 true = ShareMessage.decode(messages[receiver].payload)
-                bad = replace(true, shares=tuple(replace(s, box=bytes(48)) for s in true.shares))
+                bad = replace(true, shares=tuple(replace(s, box=bytes(50)) for s in true.shares))
                 messages[receiver] = signed(dealer, derive.TAG_SHARES, bad.encode())
         world.aggregator.take_shares(name, messages.values())
     world.aggregator.close_shares()

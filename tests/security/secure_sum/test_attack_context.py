@@ -288,7 +288,7 @@ class TestRule7BoundAndOnce:
         dealt = world[COLLUDER].deal(relayed)
         world.aggregator.take_shares(COLLUDER, dealt.values())
         true = ShareMessage.decode(dealt["north"].payload)
-        bad = replace(true, shares=tuple(replace(s, box=bytes(48)) for s in true.shares))
+        bad = replace(true, shares=tuple(replace(s, box=bytes(50)) for s in true.shares))
         again = {**dealt, "north": signed(COLLUDER, derive.TAG_SHARES, bad.encode())}
         error = refuses(EquivocationError, world.aggregator.take_shares, COLLUDER, again.values())
         assert error.culprits == (COLLUDER,)

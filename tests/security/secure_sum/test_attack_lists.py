@@ -188,7 +188,7 @@ class TestRule5SurvivorLists:
             if true.shares[index].victim == COLLUDER:
                 continue
             wrong = list(true.shares)
-            wrong[index] = replace(wrong[index], share=bytes(16))
+            wrong[index] = replace(wrong[index], share=bytes(17))
             lie = signed(COLLUDER, derive.TAG_OPENING, replace(true, shares=tuple(wrong)).encode())
             error = refuses(BadShareError, world.aggregator.take_opening, lie)
             assert error.culprits == (COLLUDER,)
@@ -251,7 +251,7 @@ class TestRule5SurvivorLists:
             opening = world[name].open(signatures)
             if name == names[0]:
                 true = Opening.decode(opening.payload)
-                wrong = tuple(replace(s, share=bytes(16)) if s.victim == name else s for s in true.shares)
+                wrong = tuple(replace(s, share=bytes(17)) if s.victim == name else s for s in true.shares)
                 opening = signed(name, derive.TAG_OPENING, replace(true, shares=wrong).encode())
             world.aggregator.take_opening(opening)
         assert world.finish_sum("A") == world.expected("A", names)
