@@ -178,7 +178,7 @@ class InstitutionService(InstitutionServiceServicer):
         if check_digest(request.digest) not in live.published():
             raise unknown_content(request.digest)
         reader = live.content.open(request.digest)
-        length, offset = reader.length, request.offset
+        length, offset, name = reader.length, request.offset, caller.get().name
         if offset > length:
             raise OffsetError(f"a download begins at byte {offset} of {length}.", remedy="Begin within the content.")
 
@@ -193,8 +193,8 @@ class InstitutionService(InstitutionServiceServicer):
             chunk = await ahead
             offset += len(chunk)
             ahead = self._on_disk(read, offset) if offset < length else None
+            live.moved(name, "down", len(chunk))  # before: whoever has the last chunk may hang up
             yield pb.DownloadResponse(chunk=chunk)
-            live.moved(caller.get().name, "down", len(chunk))
 
     # -- inside -------------------------------------------------------------------------------------------------
 
