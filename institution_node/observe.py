@@ -121,12 +121,12 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
     def sits_out(self, run: bytes, code: str) -> None:
         """See NodeWatcher."""
         self._record("sits-out", plan=run.hex(), reason=_code(code))
-        self._log.warning("this institution sits the run out", digest=run.hex(), reason=code)
+        self._log.warning("this institution sits the run out", digest=run.hex(), reason=_code(code))
 
     def withdrawn(self, round_: int, attempt: int, code: str) -> None:
         """See NodeWatcher."""
         self._record("withdrawn", round=round_, attempt=attempt, reason=_code(code))
-        self._log.warning("withdrew from the attempt", round=round_, attempt=attempt, reason=code)
+        self._log.warning("withdrew from the attempt", round=round_, attempt=attempt, reason=_code(code))
 
     def failed(self, error: ConsiliumError) -> None:
         """See NodeWatcher."""
