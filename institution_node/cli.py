@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="consilium-node",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, and those may be patients
     rich_markup_mode="markdown",
     help="One institution's node of a Consilium federation. It only calls out, to the coordinator; patients, updates, "
     "losses and counts never leave it unmasked.\n\n"
