@@ -13,7 +13,7 @@ import structlog
 from federation.layout import layout
 from federation.plan import Plan
 from federation.rounds import UPDATES
-from institution_node.link import LinkError, LinkWatcher
+from institution_node.link import CoordinatorRefusalError, LinkError, LinkWatcher
 from institution_node.local_run import Recorder
 from institution_node.node import NodeWatcher
 from institution_node.policy import PolicyRefusal
@@ -229,7 +229,10 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _tell(self, event: str, error: ConsiliumError) -> None:
-        self._log.warning(event, exc_info=error, place=error.place[:300])
+        said = {"place": error.place[:300]} if error.place else {}
+        if isinstance(error, CoordinatorRefusalError):
+            said["reason"] = _code(error.reason)
+        self._log.warning(event, exc_info=error, **said)
         if error.__cause__ is not None:
             self._log.warning("its cause", exc_info=error.__cause__)
 

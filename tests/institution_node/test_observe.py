@@ -16,7 +16,7 @@ from federation.layout import layout
 from federation.rounds import digest
 from institution_node.data import NoPatientError
 from institution_node.guard import WorkFailedError
-from institution_node.link import CoordinatorUnreachableError, LinkWatcher
+from institution_node.link import CoordinatorRefusalError, CoordinatorUnreachableError, LinkWatcher
 from institution_node.local_run import Recorder
 from institution_node.node import PHASES, NodeWatcher
 from institution_node.observe import NodeObserver
@@ -132,6 +132,12 @@ def test_the_audit_log_tells_what_happened_in_order(shown: Shown) -> None:
         "reason": "work-failed",
     }
     assert by_event["sits-out"]["reason"] == "no-weight--12"  # type: ignore[index] # fields are a table
+
+
+def test_a_refusal_by_the_coordinator_is_logged_with_its_code(shown: Shown) -> None:
+    shown.observer.failed(CoordinatorRefusalError("out-of-phase", f"{CANARY}"))
+    (line,) = map(json.loads, shown.log.getvalue().splitlines())
+    assert (line["code"], line["reason"]) == ("refused-by-coordinator", "out-of-phase")
 
 
 def test_an_absence_is_told_once(shown: Shown) -> None:
