@@ -109,9 +109,7 @@ def test_any_survivors_give_their_plaintext_mean(gone: list[tuple[int, int]]) ->
 
     assert federation.run_to_end(acts) == "finished"
     for round_ in (1, 2):
-        assert set(alive(federation, round_, "updates")) == {
-            i for k, i in enumerate(roster) if (round_, k) not in gone
-        }
+        assert set(alive(federation, round_, "updates")) == {i for k, i in enumerate(roster) if (round_, k) not in gone}
     check_model(federation, 2)
 
 
