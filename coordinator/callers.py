@@ -14,6 +14,7 @@ from security.certificates import Identity, Role
 from security.tls import ReloadingTls, TlsMaterial
 
 REMEMBER: Final = timedelta(seconds=2)  # a revoked certificate is refused this soon at the latest
+LOOK_AGAIN: Final = timedelta(seconds=0.5)  # at the files: four looks at the disk for each message are too many
 _MOST: Final = 1000
 
 caller: Final[ContextVar[Identity]] = ContextVar("caller")
@@ -31,6 +32,7 @@ class Callers:
     def __init__(self, tls: ReloadingTls, clock: Callable[[], datetime]) -> None:
         self._tls, self._clock = tls, clock
         self._material: TlsMaterial | None = None
+        self._looked = clock()
         self._known: dict[bytes, tuple[Identity, datetime]] = {}
 
     def identify(self, auth_context: Mapping[str, Iterable[bytes]]) -> Identity:
@@ -48,9 +50,8 @@ class Callers:
         certificates = list(auth_context.get("x509_pem_cert", ()))
         if len(certificates) != 1:
             raise MalformedCertificateError("the connection shows no certificate.")
-        now, material = self._clock(), self._tls.current(self._clock())
-        if material is not self._material or len(self._known) > _MOST:
-            self._material, self._known = material, {}
+        now = self._clock()
+        material = self._newest(now)
         seen = hashlib.sha256(certificates[0]).digest()
         known = self._known.get(seen)
         if known is not None and timedelta(0) <= now - known[1] <= REMEMBER:
@@ -59,6 +60,13 @@ class Callers:
         identity = material.check_peer(certificates[0], now, None)
         self._known[seen] = identity, now
         return identity
+
+    def _newest(self, now: datetime) -> TlsMaterial:
+        if self._material is None or not timedelta(0) <= now - self._looked < LOOK_AGAIN or len(self._known) > _MOST:
+            material, self._looked = self._tls.current(now), now
+            if material is not self._material or len(self._known) > _MOST:
+                self._material, self._known = material, {}
+        return self._material
 
 
 def described(identity: Identity | None) -> dict[str, str]:

@@ -20,7 +20,9 @@ POINTS: Final = (
     "after-keys",
     "after-shares",
     "in-upload",  # the first chunk of an upload is spooled
-    "after-uploads",  # the survivor list is shown, and nobody has signed it here
+    "before-list-shown",  # round 0 only
+    "after-list-shown",
+    "after-uploads",  # the survivor list is about to be shown
     "before-list-signed",
     "after-list-signed",  # first durable point
     "after-openings",  # enough shares are here, nothing is unmasked

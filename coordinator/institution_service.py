@@ -164,6 +164,7 @@ class InstitutionService(InstitutionServiceServicer):
                     await writing
                     hit("in-upload", key.round, key.sum)
                 chunk = message.chunk
+                del message  # it holds the chunk a second time
                 writing = self._on_disk(spool.append, key, offset, chunk)
                 offset += len(chunk)
                 live.moved(key.institution, "up", len(chunk))
@@ -190,11 +191,12 @@ class InstitutionService(InstitutionServiceServicer):
         yield pb.DownloadResponse(length=length)
         ahead = self._on_disk(read, offset) if offset < length else None
         while ahead is not None:
-            chunk = await ahead
-            offset += len(chunk)
+            answer = [pb.DownloadResponse(chunk=await ahead)]
+            size = min(CHUNK_BYTES, length - offset)
+            offset += size
             ahead = self._on_disk(read, offset) if offset < length else None
-            live.moved(name, "down", len(chunk))  # before: whoever has the last chunk may hang up
-            yield pb.DownloadResponse(chunk=chunk)
+            live.moved(name, "down", size)  # before: whoever has the last chunk may hang up
+            yield answer.pop()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
