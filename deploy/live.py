@@ -68,6 +68,8 @@ _MARKS: Final = {  # status: mark, mark in ASCII, style
     "refused": ("✕", "x", "bold red"),
     "sits out": ("–", "-", "magenta"),
 }
+_PRESENT: Final = frozenset({"invited", "enrolled", "in"})
+"""Between these an institution passes in every round; whatever else it is, it is away."""
 _STATUS_STYLES: Final = {"finished": "bold green", "failed": "bold red", "stopped": "bold yellow"}
 _METRICS: Final = (("accuracy", "accuracy"), ("balanced_accuracy", "balanced acc."), ("auroc", "AUROC"))
 
@@ -335,14 +337,22 @@ def render(status: pb.RunStatus, history: History) -> RenderableType:
     return _Screen(status, history)
 
 
-def log_lines(before: pb.RunStatus | None, status: pb.RunStatus, new: Iterable[Record]) -> list[str]:
+def log_lines(
+    before: pb.RunStatus | None,
+    status: pb.RunStatus,
+    new: Iterable[Record],
+    away: dict[str, str] | None = None,
+) -> list[str]:
     """What to say where there is no terminal: one line a committed round, phase changes, comings and goings, the end.
 
     Args:
         before: the status before this one; None at first.
         status: now.
         new: records that came with it (`History.take`).
+        away: institution to the absence that was told of it last; brought up to date. None: as `before` has it.
     """
+    if away is None:
+        away = {} if before is None else {i.name: i.status for i in before.institutions if i.status not in _PRESENT}
     summary = status.summary
     kind = "SYNTHETIC " if summary.data == "synthetic" else ""
     lines = []
@@ -352,13 +362,16 @@ def log_lines(before: pb.RunStatus | None, status: pb.RunStatus, new: Iterable[R
 
     if before is None:
         say(f"{plain(summary.data, 20)} data, {len(status.institutions)} institutions, {summary.rounds} rounds")
-    known = {} if before is None else {one.name: one.status for one in before.institutions}
     for one in status.institutions:
-        if known.get(one.name, "in") != one.status and one.status not in ("invited", "in"):
-            reason = f" ({plain(one.reason, 60)})" if one.reason else ""
-            say(f"{plain(one.name, 63)} is {plain(one.status, 20)}{reason}")
-        elif before is not None and one.status == "in" and known.get(one.name) in ("late", "gone"):
+        if one.status not in _PRESENT:
+            if away.get(one.name) != one.status:
+                reason = f" ({plain(one.reason, 60)})" if one.reason else ""
+                say(f"{plain(one.name, 63)} is {plain(one.status, 20)}{reason}")
+            away[one.name] = one.status
+        # Whoever is dead counts as enrolled while the next round's keys are awaited: only a key message is a return.
+        elif one.name in away and (one.status == "in" or away[one.name] == "refused"):
             say(f"{plain(one.name, 63)} is back")
+            del away[one.name]
     for record in new:
         say(_round_line(record, summary.rounds))
     here = (summary.round, status.attempt, status.phase)
@@ -412,8 +425,9 @@ def watch(
     history = History(settings)
     last: pb.RunStatus | None = None
     if not console.is_terminal:
+        away: dict[str, str] = {}
         for status in statuses:
-            for line in log_lines(last, status, history.take(status)):
+            for line in log_lines(last, status, history.take(status), away):
                 console.print(Text(line), soft_wrap=True)
             last = status
         return last

@@ -151,6 +151,26 @@ def test_lines_say_what_changed_and_nothing_twice() -> None:
     assert log_lines(second, ended, [])[-1].endswith("finished after round 40 of 40")
 
 
+def test_lines_tell_of_an_institution_only_when_it_leaves_or_returns() -> None:
+    """A round takes everybody through "enrolled" and "in"; a dead one is "enrolled" while keys are awaited."""
+    out = io.StringIO()
+    course = [
+        ("invited", ""), ("enrolled", ""), ("in", ""), ("enrolled", ""), ("in", ""), ("gone", "updates"),
+        ("enrolled", ""), ("late", "keys"), ("enrolled", ""), ("late", "keys"), ("enrolled", ""), ("in", ""),
+        ("enrolled", ""), ("refused", "k-min"), ("enrolled", ""), ("in", ""), ("sits out", "missed"),
+    ]  # fmt: skip
+    everybody = dict.fromkeys(COMBINATIONS, ("in", ""))
+    statuses = (status(0, new=[], people=everybody | {"brca-2": standing}) for standing in course)
+    watch(statuses, Console(file=out, width=40, force_terminal=False))
+    told = [line.split(": ", 1)[1] for line in out.getvalue().splitlines() if ": brca-2 is " in line]
+    assert told == [
+        f"brca-2 is {words}" for words in (
+            "gone (updates)", "late (keys)", "back", "refused (k-min)", "back", "sits out (missed)",
+        )
+    ]  # fmt: skip
+    assert not [line for line in out.getvalue().splitlines() if " is " in line and "brca-2" not in line]
+
+
 def stream() -> Iterator[pb.RunStatus]:
     made = records(4)
     for i in range(5):
