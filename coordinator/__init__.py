@@ -1,1 +1,1 @@
-"""The coordinator: the service, the run, DGB and PCW on opened sums, the model and state store. No torch, no patients."""
+"""The coordinator: service, run, DGB and PCW on opened sums, model and state store. No torch, no patients."""

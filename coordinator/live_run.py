@@ -145,7 +145,9 @@ class LiveRun:
             self.run.poll(institution, self._clock())
             directive = directive_for(self.run, institution, self.boot)
             left = until - time.monotonic()
-            if directive.serial != known or left <= 0:
+            # A wait is nothing to act on: who is told so only asks again. It is held back until there is more.
+            new = directive.serial != known and directive.WhichOneof("kind") != "wait"
+            if new or left <= 0:
                 return directive
             await self._change(institution, left)
 

@@ -26,6 +26,7 @@ from federation.tables import RawTable
 from institution_node.config import load_node_config
 from institution_node.data import InstitutionData
 from institution_node.errors import NonFiniteTrainingError
+from institution_node.library import CAPACITY_BYTES
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory
 from institution_node.node import Assignment, Node
@@ -62,10 +63,12 @@ class GeneratedVectors:
         self._classes = len(plan.label.classes)
         self._rounds = 0
         rng = np.random.default_rng(sum(institution.encode()))
-        self._updates = {
-            name: rng.standard_normal(layout.components[name].size, np.float32) * np.float32(0.01)
-            for name in layout.owned(institution)
-        }
+        owned = {name: layout.components[name].size for name in layout.owned(institution)}
+        first = {name: rng.standard_normal(size, np.float32) * np.float32(0.01) for name, size in owned.items()}
+        # Another update every round, made beforehand: the same one would give the same opened sum, which nobody would
+        # fetch twice while it is in the library's cache.
+        count = CAPACITY_BYTES // (4 * sum(owned.values())) + 2
+        self._updates = [{n: u * np.float32(1.0 - k / (2 * count)) for n, u in first.items()} for k in range(count)]
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
@@ -74,9 +77,7 @@ class GeneratedVectors:
         if os.environ.get("CONSILIUM_BENCH_VANISH"):
             raise NonFiniteTrainingError("this node vanishes here, as the bench wants it.")
         self._rounds += 1
-        # Another update every round: the same one would give the same opened sum, which nobody would fetch twice.
-        factor = np.float32(1.0 - 0.01 * self._rounds)
-        return Trajectory({name: update * factor for name, update in self._updates.items()}, 0.0, 1)
+        return Trajectory(self._updates[self._rounds % len(self._updates)], 0.0, 1)
 
     def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:
         """Made-up losses and logits."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from federation.fixed_point import ModelEncoding, NonFiniteUpdateError, encode_u
 from security.secure_sum.masks import Words
 
 Float32 = npt.NDArray[np.float32]
+BLOCK: Final = 1 << 16
 
 
 def clip_update(delta: Float32, clip: float) -> int:
@@ -20,13 +23,19 @@ def clip_update(delta: Float32, clip: float) -> int:
     Raises:
         NonFiniteUpdateError: δ holds NaN or infinity; it must not be masked.
     """
-    if not np.isfinite(np.sum(delta, dtype=np.float64)):
-        raise NonFiniteUpdateError(
-            "the update holds NaN or infinity.", remedy="Lower the learning rate, or clip the gradient in the plan."
-        )
-    clipped = int(np.count_nonzero(np.abs(delta) > clip))
-    if clipped:
-        np.clip(delta, -clip, clip, out=delta)
+    clipped = 0
+    scratch = np.empty(min(BLOCK, len(delta)), np.float32)
+    for start in range(0, len(delta), BLOCK):  # in blocks that stay in the cache: no second copy of a model
+        block = delta[start : start + BLOCK]
+        sizes = np.abs(block, out=scratch[: len(block)])
+        largest = float(np.max(sizes))  # NaN if there is one
+        if not np.isfinite(largest):
+            raise NonFiniteUpdateError(
+                "the update holds NaN or infinity.", remedy="Lower the learning rate, or clip the gradient in the plan."
+            )
+        if largest > clip:
+            clipped += int(np.count_nonzero(sizes > clip))
+            np.clip(block, -clip, clip, out=block)
     delta.setflags(write=False)
     return clipped
 
