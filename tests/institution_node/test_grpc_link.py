@@ -379,3 +379,17 @@ def test_a_coordinator_that_this_node_revokes_is_left_at_the_next_call(authority
         with pytest.raises(CoordinatorIdentityError, match="revoked"):
             link.invitation()
     assert len(coordinator.callers) == 1
+
+
+def test_whoever_takes_the_coordinators_place_later_gets_no_call(authority: Authority) -> None:
+    honest, impostor = TinyCoordinator(), TinyCoordinator()
+    first = Serving(honest, authority.files(Role.COORDINATOR, "coordinator"))
+    link = GrpcLink(Address("localhost", first.port), authority.files(Role.INSTITUTION, "brca-8"), stop=Hasty())
+    link.invitation()
+    first.close()
+    # Of the right authority, for the right host: the channel would go on with it, were it not held to one certificate.
+    with Serving(impostor, authority.forged_server(Role.OPERATOR, "impostor"), first.port):
+        with pytest.raises(CoordinatorIdentityError):
+            link.invitation()
+        assert impostor.callers == []
+    link.close()
