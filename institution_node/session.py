@@ -226,7 +226,7 @@ class Session:
         if listed.sum != self._entered:
             return NOTHING  # this institution came too late for this sum, and cannot know what was summed
         memory = self._recall()
-        mark = memory.mark.sign(listed.sum, digest(payload))
+        mark = memory.mark.sign(listed.context.round, listed.context.attempt, listed.sum, digest(payload))
         cohorts = self._opened_cohorts(member, listed)
         if member.phase in (MemberPhase.READY, MemberPhase.MASKED):
             similar = memory.history.similar(cohorts, self.plan.secure_sum.max_colluders)

@@ -6,6 +6,7 @@ through here, only their headers. `journal` holds every accepted input, so that 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -137,7 +138,7 @@ class Aggregator:
             if message.sender != sender:
                 raise MalformedMessageError("shares were sent under another's name.", culprits=(sender,))
             if message.keys_digest != self._keys_digest:
-                raise WrongContextError(f"{sender!r} dealt for other keys than were relayed.", culprits=(sender,))
+                raise WrongContextError("shares were dealt for other keys than were relayed.", place=sender)
             if [(s.sum, s.part) for s in message.shares] != expected:
                 raise MalformedMessageError(f"{sender!r} did not deal its parts in plan order.", culprits=(sender,))
             by_receiver[message.receiver] = envelope
@@ -200,7 +201,7 @@ class Aggregator:
         if not current.transcript:
             raise OutOfPhaseError(f"sum {current.name!r} has not begun here.")
         if header.transcript != current.transcript:
-            raise TranscriptError(f"{sender!r} consumed something else for this sum.", culprits=(sender,))
+            raise TranscriptError(f"{sender!r} consumed something else for this sum.", place=sender)
         if sender not in self.cohort:
             raise UnknownMemberError(f"{sender!r} is not in the cohort of this attempt.")
         if header.length != self.upload_length(sender):
@@ -301,7 +302,7 @@ class Aggregator:
         if sender not in self.keys:
             raise UnknownMemberError(f"{sender!r} holds no shares.")
         if opening.sum != current.name or opening.list_digest != sha256(current.payload):
-            raise WrongContextError(f"{sender!r} opens for another survivor list.", culprits=(sender,))
+            raise WrongContextError(f"{sender!r} opens for another survivor list.", place=sender)
         if known is not None:
             if known.payload == signed.payload:
                 return
@@ -332,8 +333,16 @@ class Aggregator:
 
     @property
     def openable(self) -> bool:
-        """Whether `threshold` shareholders opened; a culprit among the dealers may still need more."""
-        return len(self.current.opened) >= self.attempt.threshold
+        """Whether every secret that is needed has `threshold` shares; a culprit among the dealers may need more."""
+        current, threshold = self.current, self.attempt.threshold
+        if len(current.opened) < threshold:
+            return False
+        counts = Counter((s.victim, s.part) for o in current.opened.values() for s in o.shares)
+        return not self.attempt.masked or all(
+            counts[victim, part.name] >= threshold
+            for part in self.attempt.opened_parts(current.name, self.cohort, current.alive)
+            for victim in part.contributors & self.cohort
+        )
 
     def unmask(self) -> tuple[PartOpening, ...]:
         """Which keystreams to take off which uploads, part by part, for every part that may be opened.

@@ -44,12 +44,19 @@ class HighWaterMark:
             )
         return HighWaterMark(round_, attempt, {})
 
-    def sign(self, sum_name: str, list_digest: bytes) -> HighWaterMark:
+    def sign(self, round_: int, attempt: int, sum_name: str, list_digest: bytes) -> HighWaterMark:
         """The mark after signing a list in the current attempt; signing the same list again changes nothing.
 
         Raises:
+            StaleAttemptError: the attempt is not the one that was joined last.
             ContradictoryListError: another list of that sum is signed already.
         """
+        if (round_, attempt) != (self.round, self.attempt):
+            raise StaleAttemptError(
+                f"round {round_}, attempt {attempt} is not the one joined last, round {self.round}, attempt "
+                f"{self.attempt}.",
+                remedy="The coordinator asks to sign for an attempt that is over.",
+            )
         known = self.signed.get(sum_name)
         if known is not None and known != list_digest:
             raise ContradictoryListError(

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from consilium.v1 import secure_sum_pb2 as pb
+from google.protobuf.message import DecodeError
 
 from security.secure_sum.aggregator import Aggregator
+from security.secure_sum.errors import MalformedMessageError
 from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.spec import Attempt
@@ -102,7 +104,11 @@ def restore(attempt: Attempt, journal: bytes) -> JournalledAggregator:
         ProtocolError: an entry does not hold any more; the journal is of another attempt or damaged.
     """
     machine = JournalledAggregator(attempt)
-    for entry in pb.AttemptJournal.FromString(journal).entries:
+    try:
+        entries = pb.AttemptJournal.FromString(journal).entries
+    except DecodeError as error:
+        raise MalformedMessageError("the record of an attempt does not parse.") from error
+    for entry in entries:
         match entry.WhichOneof("entry"):
             case "keys":
                 machine.take_keys(Signed.from_proto(entry.keys))

@@ -280,7 +280,7 @@ class Member:
                 raise WrongContextError(
                     f"shares of {message.sender!r} are for somebody else, or for other keys than were shown here.",
                     remedy="The coordinator showed institutions different keys.",
-                    culprits=(message.sender,),
+                    place=message.sender,
                 )
             try:
                 held |= self._unseal(message)

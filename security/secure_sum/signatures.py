@@ -63,7 +63,7 @@ def take_signature(
     other = open_signed(attempt, envelope, derive.TAG_LIST, SurvivorList.decode)
     if other.sum != SurvivorList.decode(payload).sum:
         # Signing a list of each sum contradicts nothing: a late or replayed signature convicts nobody.
-        raise WrongContextError(f"{envelope.signer!r} signed a list of another sum.", culprits=(envelope.signer,))
+        raise WrongContextError("a signature is of another sum's list.", place=envelope.signer)
     if known is not None and known.payload != envelope.payload:
         raise equivocation(known, envelope)
     if envelope.payload != payload:

@@ -46,7 +46,7 @@ def open_signed(attempt: Attempt, signed: Signed, tag: str, decode: Callable[[by
     try:
         verify(public, tag, signed.payload, signed.signature)
     except ProtocolError as error:
-        error.culprits = (signed.signer,)
+        error.place = f"signed as {signed.signer!r}"  # by whom, nobody knows: no culprit is named without proof
         raise
     message = decode(signed.payload)
     check_context(attempt, message.context, signed.signer)
@@ -60,11 +60,11 @@ def check_context(attempt: Attempt, context: Context, signer: str) -> None:
     for field in ("federation", "run", "round", "attempt", "opening"):
         if getattr(context, field) != getattr(attempt.context, field):
             raise WrongContextError(
-                f"a message of {signer!r} belongs to another {field}.",
+                f"a message belongs to another {field}.",
                 remedy="If it is the opening that differs, institutions were shown different plans, schemas or models."
                 if field == "opening"
                 else "A replayed or misrouted message; nothing was changed.",
-                culprits=(signer,),
+                place=f"signed as {signer!r}",  # who replayed or misrouted it is not proven
             )
 
 

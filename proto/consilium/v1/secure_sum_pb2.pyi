@@ -51,7 +51,7 @@ class SignedMessage(_message.Message):
     signer: _builtins.str
     payload: _builtins.bytes
     signature: _builtins.bytes
-    """ECDSA P-256 with SHA-256, DER."""
+    """ECDSA P-256 with SHA-256: r then s, 32 bytes each, s in the lower half of the order."""
     def __init__(
         self,
         *,

@@ -201,17 +201,20 @@ class TestRule7BoundAndOnce:
             with pytest.raises(StaleAttemptError):
                 mark.join(round_, attempt)
         assert mark.join(1, 2) == HighWaterMark(1, 2)
-        signed_once = mark.sign("A", b"list")
+        signed_once = mark.sign(1, 1, "A", b"list")
         with pytest.raises(StaleAttemptError, match="no other attempt"):
             signed_once.join(1, 2)
         assert signed_once.join(2, 1) == HighWaterMark(2, 1)
 
     def test_the_mark_holds_one_list_per_sum(self) -> None:
-        mark = HighWaterMark().join(1, 1).sign("A", b"list")
-        assert mark.sign("A", b"list") == mark
-        assert mark.sign("B", b"other").signed == {"A": b"list", "B": b"other"}
+        mark = HighWaterMark().join(1, 1).sign(1, 1, "A", b"list")
+        assert mark.sign(1, 1, "A", b"list") == mark
+        assert mark.sign(1, 1, "B", b"other").signed == {"A": b"list", "B": b"other"}
         with pytest.raises(ContradictoryListError):
-            mark.sign("A", b"other")
+            mark.sign(1, 1, "A", b"other")
+        for place in ((0, 1), (1, 2), (2, 1)):
+            with pytest.raises(StaleAttemptError):
+                mark.sign(*place, "B", b"other")
 
     def test_after_a_signed_list_no_second_attempt_of_the_round_finds_enough_members(self) -> None:
         """The coordinator hides the decided list from as many honest as it can and tries again with the rest."""
@@ -222,7 +225,7 @@ class TestRule7BoundAndOnce:
         signatures = [*world.sign(payload, signers), signed(COLLUDER, derive.TAG_LIST, payload)]
         assert world[signers[0]].open(signatures)
         marks = {n: HighWaterMark().join(1, 1) for n in HONEST}
-        marks |= {n: marks[n].sign("A", derive.digest_of("x", [payload])) for n in signers}
+        marks |= {n: marks[n].sign(1, 1, "A", derive.digest_of("x", [payload])) for n in signers}
         willing = [COLLUDER]
         for name in HONEST:
             try:
