@@ -127,32 +127,49 @@ class Told:
 
 
 class Ears(Watcher, Recorder):
-    """Writes down what it hears."""
+    """Writes down what it hears, and tells `also`, the program's own observer."""
 
-    def __init__(self, told: Told) -> None:
-        self.told = told
+    def __init__(self, told: Told, also: Any = None) -> None:
+        self.told, self.also = told, also
+
+    def _pass_on(self, event: str, *values: object) -> None:
+        if self.also is not None:
+            getattr(self.also, event)(*values)
 
     def joined(self, round_: int, attempt: int) -> None:
         self.told.joined.append((round_, attempt))
+        self._pass_on("joined", round_, attempt)
 
     def signed(self, sum_name: str, alive: int, gone: int) -> None:
         self.told.signed.append(sum_name)
+        self._pass_on("signed", sum_name, alive, gone)
 
     def similar_cohort(self, parts: tuple[str, ...]) -> None:
         self.told.similar.append(parts)
+        self._pass_on("similar_cohort", parts)
 
     def refused(self, error: ConsiliumError) -> None:
         self.told.refused.append(error)
+        self._pass_on("refused", error)
 
     def trained(self, round_: int, seconds: float, mean_loss: float, factors: Mapping[str, float]) -> None:
         self.told.factors.append(dict(factors))
         self.told.losses.append(mean_loss)
+        self._pass_on("trained", round_, seconds, mean_loss, factors)
+
+    def updated(self, component: str, norm: float, clipped: int) -> None:
+        self._pass_on("updated", component, norm, clipped)
 
     def evaluated(self, subset: str, training: float, validation: float | None) -> None:
         self.told.evaluated.append((subset, training, validation))
+        self._pass_on("evaluated", subset, training, validation)
 
     def near(self, subset: str, proximity: float) -> None:
         self.told.near.append((subset, proximity))
+        self._pass_on("near", subset, proximity)
+
+    def spent(self, epsilon: float, limit: float) -> None:
+        self._pass_on("spent", epsilon, limit)
 
 
 @dataclass
@@ -241,6 +258,7 @@ class SmallFederation:
         folder: where nodes remember; None: in the process.
         observer: the coordinator's.
         epsilon: limits of ledgers by institution, where the plan is private (needs `folder`).
+        also: makes a second observer for an institution.
     """
 
     def __init__(
@@ -251,6 +269,7 @@ class SmallFederation:
         folder: Path | None = None,
         observer: Observer | None = None,
         epsilon: Mapping[str, float] | None = None,
+        also: Callable[[str], Any] = lambda name: None,
     ) -> None:
         self.plan, self.seed, self.folder = plan, seed, folder
         self.bytes = plan.to_bytes()
@@ -263,6 +282,7 @@ class SmallFederation:
         self.recorded: dict[str, dict[tuple[int, str], Encoded]] = {name: {} for name in plan.roster}
         self.ledgers: dict[str, PrivacyLedger] = {}
         self.epsilon = dict(epsilon or {})
+        self._also = also
         self.sent: list[Sent] = []
         self.lie: Callable[[str, pb.Directive], None] | None = None
         self.lies: list[tuple[str, str]] = []
@@ -288,7 +308,7 @@ class SmallFederation:
         rng: Randomness = SeededRandomness(self.seed, f"{name}/{self._starts[name]}")
         link = TappedLink(self, name)
         memory = self.memories[name]
-        ears = Ears(self.told[name])
+        ears = Ears(self.told[name], self._also(name))
         if self.plan.differential_privacy.enabled:
             assert self.folder is not None
             if name in self.ledgers:
