@@ -330,7 +330,7 @@ class Run:
                 if here <= set(machine.keys) and len(machine.keys) >= self.plan.secure_sum.threshold:
                     machine.close_keys()
                     self._entered(now)
-                elif self._late(now, deadlines.keys):
+                elif self._late(now, deadlines.keys) or self._stale(attempt) or self._refused(attempt):
                     self._drop("keys", here - set(machine.keys))
                     machine.close_keys()
                     self._entered(now)
@@ -421,18 +421,22 @@ class Run:
     def _sizes(self) -> dict[str, int]:
         return {name: self.content.size(c.weights) // 4 for name, c in self.state.components.items()}
 
-    def _round_start(self) -> bytes:
-        start = pb.RoundStart(format=FORMAT, run=self.id, round=self.round)
-        if self.round > 0:
-            assert self.state.setup is not None
-            start.setup.CopyFrom(self.state.setup.to_proto())
-            start.components.extend(c.to_proto(name) for name, c in sorted(self.state.components.items()))
-            start.figures = self.state.figures()
+    def _round_start(self, round_: int, state: RunState) -> bytes:
+        start = pb.RoundStart(format=FORMAT, run=self.id, round=round_)
+        if round_ > 0:
+            assert state.setup is not None
+            start.setup.CopyFrom(state.setup.to_proto())
+            start.components.extend(c.to_proto(name) for name, c in sorted(state.components.items()))
+            start.figures = state.figures()
         return start.SerializeToString(deterministic=True)
 
     def final(self) -> bytes:
-        """RoundStart of what would be the next round: where the final model is."""
-        return self._round_start()
+        """RoundStart of what would follow the exported round: where the final model is, and its temperatures."""
+        best = self.state.best
+        if best is None or self.plan.evaluation.select == "last":
+            return self._round_start(self.round, self.state)
+        state = replace(self.state, components=best.components, temperatures=best.temperatures)
+        return self._round_start(best.round + 1, state)
 
     def _context(self, round_start: bytes, number: int) -> Context:
         return Context(self.plan.federation, self.id, self.round, number, digest(round_start))
@@ -442,7 +446,7 @@ class Run:
         self._store.begin_attempt(self.key, self.round, number, now)
         self.spool.discard_round(self.key, self.round)
         self._sums = self._round_sums()
-        start = self._round_start()
+        start = self._round_start(self.round, self.state)
         machine = JournalledAggregator(self.cohorts.attempt(self._context(start, number), self._sums))
         self.attempt = Attempt(number, start, machine)
         self._prepare_round()
@@ -461,10 +465,8 @@ class Run:
         attempt = self.attempt
         assert attempt is not None
         self._observer.attempt_failed(self.round, attempt.number, code)
-        spare = len(self.plan.institutions) - self.plan.secure_sum.threshold
-        codes = list(attempt.withdrawn.values())
-        stale = codes.count(STALE) > spare  # too few are left who could join another attempt of this round
-        if sum(c in REFUSED for c in codes) > spare:
+        stale = self._stale(attempt)
+        if self._refused(attempt):
             reason = "does not follow from the rounds before: this coordinator's state is old or damaged"
             self.stop("failed", f"institutions refuse round {self.round}, which {reason}", now)
         elif stale and self._burnt:
@@ -480,6 +482,18 @@ class Run:
             self.round += 1
             self._observer.burnt(self.round - 1, code)
             self._begin_attempt(1, now)
+
+    def _stale(self, attempt: Attempt) -> bool:
+        """Too few are left who could join another attempt of this round: there is nothing to wait for."""
+        return self._withdrew(attempt, frozenset({STALE}))
+
+    def _refused(self, attempt: Attempt) -> bool:
+        """Too few are left who believe this round's opening."""
+        return self._withdrew(attempt, REFUSED)
+
+    def _withdrew(self, attempt: Attempt, codes: frozenset[str]) -> bool:
+        spare = len(self.plan.institutions) - self.plan.secure_sum.threshold
+        return sum(code in codes for code in attempt.withdrawn.values()) > spare
 
     def _save(self, kind: str, now: datetime) -> None:
         attempt = self.attempt
