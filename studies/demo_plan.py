@@ -14,13 +14,18 @@ from studies.methods import changed
 from studies.tcga import Federation, plan_label, plan_modalities
 
 ROUNDS: Final = 40
-HIDDEN: Final = (64,)
+HIDDEN: Final[tuple[int, ...]] = ()
+"""One layer per encoder: a few hundred patients with 1,555 genes are fitted by heart by anything deeper."""
 
-TRAINING: Final[Mapping[str, Any]] = {}
-MODEL: Final[Mapping[str, Any]] = {}
-EVALUATION: Final[Mapping[str, Any]] = {}
-CLIP: Final = 0.05
-"""Just above the largest update of one parameter that was seen: the finer the fixed point, the better."""
+TRAINING: Final[Mapping[str, Any]] = {
+    "learning_rate": 2e-3,
+    "schedule": "cosine",
+    "weight_decay": 5.0,
+    "class_weights": "none",  # probabilities keep the frequencies that calibration is measured against
+}
+EVALUATION: Final[Mapping[str, Any]] = {"metric": "auroc"}  # smoother than accuracy over some 160 validation patients
+CLIP: Final = 0.06
+"""Just above the largest update of one parameter that was seen (0.042): the finer the fixed point, the better."""
 
 
 def demo_plan(
@@ -58,7 +63,6 @@ def demo_plan(
         institutions=roster,
         secure_sum=SecureSumSettings(threshold=max(1, plan_check.minimum_threshold(len(roster), 1)), clip=CLIP),
     )
-    plan = changed(plan, {"training": TRAINING, "model": MODEL, "evaluation": EVALUATION})
-    plan = changed(plan, overrides)
+    plan = changed(changed(plan, {"training": TRAINING, "evaluation": EVALUATION}), overrides)
     plan_check.check(plan)
     return plan

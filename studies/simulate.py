@@ -1,7 +1,7 @@
 """One run in one process: the institutions of a study on the node's own session and work, and what comes of them.
 
-Randomness is that of the demo's nodes: `SeededRandomness(seed, institution)`, as from `[testing] seed` in `node.toml`,
-its child `session` for keys and masks. So the same plan and seed give the same model bytes here and over gRPC.
+Randomness is that of the demo's nodes, `institution_node.service.node_randomness` of the `[testing] seed` in
+`node.toml`. So the same plan and seed give the same model bytes here and over gRPC.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class SimulatedRun:
 
 
 def institution_randomness(seed: int, institution: str) -> SeededRandomness:
-    """What a seeded node draws from; a study's and the demo's alike."""
-    return SeededRandomness(seed, institution)
+    """What a node with this seed draws from; written again here, since the node's own module knows gRPC."""
+    return SeededRandomness(seed, f"node/{institution}")
 
 
 def institution_data(shard: Shard, plan: Plan) -> InstitutionData:
@@ -112,23 +112,17 @@ def simulate(
     observer = _Rounds(plan, on_round)
     coordinator = MemoryCoordinator(plan_bytes, observer)
     observer.run = coordinator.run
-    witness = _Witness()
     participants: dict[str, Participant] = {}
     for name in plan.roster:
-        link, memory = MemoryLink(coordinator, name), _Memory()
+        link, memory = MemoryLink(coordinator, name), StudyMemory()
         randomness = institution_randomness(seed, name)
         library = _Library(link, coordinator.run.id)
         work = LocalRun(plan_bytes, name, institution_data(shards[name], plan), library, memory, randomness)
         session = Session(
-            plan_bytes, name, identities[name], randomness.child("session"), memory, work, watcher=witness.at(name)
+            plan_bytes, name, identities[name], randomness.child("secure-sum"), memory, work, watcher=_Strict(name)
         )
         participants[name] = Participant(session, link)
-    try:
-        run_to_end(coordinator, participants)
-    except StudyError as error:
-        witness.check(error)
-        raise
-    witness.check()
+    run_to_end(coordinator, participants)
     run = coordinator.run
     # The run counted on to a round that it no longer began.
     final = _model(plan, run, _Now(run.round - 1, run.state.components, run.state.temperatures))
@@ -176,7 +170,7 @@ def _content(run: Run, digest: str) -> bytearray:
 # ------------------------------------------------------------------------------------------------ an institution
 
 
-class _Memory:
+class StudyMemory:
     """A `Memory` that lasts as long as the run."""
 
     def __init__(self) -> None:
@@ -199,29 +193,14 @@ class _Library:
         return self._link.download(self._run, digest)
 
 
-class _Witness:
-    """Remembers who refused what: in a study nobody lies, so a refusal is a mistake of ours or a diverged training."""
+class _Strict(Watcher):
+    """Ends the study at the first refusal: here nobody lies, so it is a mistake of ours or a training that diverged."""
 
-    def __init__(self) -> None:
-        self.errors: list[tuple[str, ConsiliumError]] = []
-
-    def at(self, institution: str) -> Watcher:
-        """The watcher of one institution."""
-        return _At(institution, self)
-
-    def check(self, cause: Exception | None = None) -> None:
-        """Raises the first refusal, if there was any."""
-        if self.errors:
-            institution, error = self.errors[0]
-            raise StudyError(f"{institution} left the run: {error}", place=institution) from (cause or error)
-
-
-class _At(Watcher):
-    def __init__(self, institution: str, witness: _Witness) -> None:
-        self._institution, self._witness = institution, witness
+    def __init__(self, institution: str) -> None:
+        self._institution = institution
 
     def refused(self, error: ConsiliumError) -> None:
-        self._witness.errors.append((self._institution, error))
+        raise StudyError(f"{self._institution} left the run: {error}", place=self._institution) from error
 
 
 class _Rounds(Observer):
