@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from consilium.v1 import round_pb2 as pb
+
 from federation.blending import BlendingState
-from federation.rounds import ComponentDigests, Figures, Setup
+from federation.rounds import FORMAT, ComponentDigests, Figures, Setup
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,22 @@ class RunState:
 
     def figures(self) -> bytes:
         """The blending scores as they are published."""
-        return Figures(self.scores, self.median_squared_overfitting).to_bytes()
+        return Figures(self.scores, self.median_squared_overfitting, self.temperatures).to_bytes()
+
+    def round_start(self, run: bytes, round_: int) -> bytes:
+        """RoundStart of a round that begins from this state: exact bytes.
+
+        Args:
+            run: digest of the plan.
+            round_: its number; 0 has nothing to begin from.
+        """
+        start = pb.RoundStart(format=FORMAT, run=run, round=round_)
+        if round_ > 0:
+            assert self.setup is not None
+            start.setup.CopyFrom(self.setup.to_proto())
+            start.components.extend(c.to_proto(name) for name, c in sorted(self.components.items()))
+            start.figures = self.figures()
+        return start.SerializeToString(deterministic=True)
 
     def digests(self) -> set[str]:
         """Content that must not be collected."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -101,14 +101,20 @@ class Figures:
     Attributes:
         scores: blending score `b_s` by subset, finite and at least 0; None where there is none yet.
         median_squared_overfitting: so that an institution's own score is on the federation's scale; None before.
+        temperatures: calibration by subset, above 0, for an institution's own copy of the model.
     """
 
     scores: Mapping[str, float | None]
     median_squared_overfitting: float | None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
-        published = {"scores": dict(self.scores), "median_squared_overfitting": self.median_squared_overfitting}
+        published = {
+            "scores": dict(self.scores),
+            "median_squared_overfitting": self.median_squared_overfitting,
+            "temperatures": dict(self.temperatures),
+        }
         return json.dumps(published, sort_keys=True, allow_nan=False).encode()
 
     @staticmethod
@@ -120,7 +126,11 @@ class Figures:
         """
         try:
             read = json.loads(data)
-            figures = Figures(dict(read["scores"]), read["median_squared_overfitting"])
+            figures = Figures(
+                dict(read["scores"]), read["median_squared_overfitting"], dict(read["temperatures"])
+            )
+            if not all(math.isfinite(t) and t > 0 for t in figures.temperatures.values()):
+                raise ValueError
             for value in (*figures.scores.values(), figures.median_squared_overfitting):
                 if value is not None and not (math.isfinite(value) and value >= 0):
                     raise ValueError

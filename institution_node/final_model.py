@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from consilium.v1 import service_pb2 as pb
 from federation import names
 from federation.features import FeatureSchema
 from federation.model_archive import Model, pack, with_private
-from federation.rounds import ComponentDigests, read_round_start
+from federation.rounds import ComponentDigests, Figures, read_round_start
 from institution_node.model_folder import write_model
 from institution_node.node import Assignment
 from security.errors import ConfigurationError, ProtocolError
@@ -42,8 +41,8 @@ def final_model(assignment: Assignment, final: rounds_pb.RoundStart) -> Model:
     schema = FeatureSchema.from_bytes(bytes(library.fetch(final.setup.schema)))
     states = ComponentDigests.all_from(final.components)
     weights = {name: np.frombuffer(library.fetch(s.weights), np.dtype("<f4")) for name, s in states.items()}
-    # From figures that the coordinator computes from opened sums; without any, probabilities stay as trained.
-    published = json.loads(final.figures or b"{}").get("temperatures", {})
+    # Computed from opened sums; where there is none for a subset, its probabilities stay as trained.
+    published = Figures.from_bytes(final.figures).temperatures
     subsets = [names.component_subset(n) for n in states if names.component_kind(n) == "classifier"]
     temperatures = {s: float(published.get(s, 1.0)) for s in subsets}
     shared = Model(assignment.plan, schema, weights, max(0, final.round - 1), temperatures)
