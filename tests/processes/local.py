@@ -183,6 +183,13 @@ class Bench:
         file = self.state / "audit.log" if name == "coordinator" else self.local.folder(name) / "state" / AUDIT_LOG
         return [json.loads(line) for line in file.read_text().splitlines()]
 
+    def wait_for_audit(self, name: str, event: str, run: bytes) -> None:
+        """Waits until a party has written an event about a run."""
+        wanted = (event, run.hex())
+        until(
+            f"{event} at {name}", lambda: wanted in [(e["event"], e["fields"].get("plan")) for e in self.audit(name)]
+        )
+
     def noised_patients(self, run: bytes, name: str) -> int:
         memory = json.loads((self.local.folder(name) / "state" / "runs" / f"{run.hex()}.json").read_text())
         return int(memory["noised_patients"])
