@@ -134,7 +134,9 @@ def test_opened_losses_and_metrics_are_the_plaintext_sums() -> None:
     federation = finished(small_plan(7, rounds=2))
     record = json.loads(federation.run.records()[-1])
     survivors = alive(federation, 2, "statistics")
-    sums = federation.run.cohorts.training_sums(federation.run._sizes(), federation.run.state.setup)
+    state = federation.run.state
+    sizes = {name: len(federation.weights(name)) for name in state.components}
+    sums = federation.run.cohorts.training_sums(sizes, state.setup)
     proximity = federation.works[federation.plan.roster[0]].plan.proximity
     for part in sums[1].parts:
         kind, _, name = part.name.partition("/")

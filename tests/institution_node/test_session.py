@@ -156,11 +156,11 @@ def test_a_setup_that_changes_later_is_refused(change: Callable[[round_pb2.Round
         b"[]",
         b"{}",
         b"\xff",
-        b'{"scores": 3, "median_squared_overfitting": null}',
-        b'{"scores": {"mrna": -1}, "median_squared_overfitting": null}',
-        b'{"scores": {"mrna": NaN}, "median_squared_overfitting": null}',
-        b'{"scores": {"mrna": "x"}, "median_squared_overfitting": null}',
-        b'{"scores": {}, "median_squared_overfitting": [1]}',
+        b'{"scores": 3, "median_squared_overfitting": null, "temperatures": {}}',
+        b'{"scores": {"mrna": -1}, "median_squared_overfitting": null, "temperatures": {}}',
+        b'{"scores": {"mrna": NaN}, "median_squared_overfitting": null, "temperatures": {}}',
+        b'{"scores": {"mrna": "x"}, "median_squared_overfitting": null, "temperatures": {}}',
+        b'{"scores": {}, "median_squared_overfitting": [1], "temperatures": {}}',
         b"[" * 100_000,
     ],
 )
@@ -221,7 +221,7 @@ def test_two_institutions_shown_different_figures_open_nothing() -> None:
     def lie(name: str, directive: pb.Directive) -> None:
         if name in half and kind(directive) == "make_keys" and federation.run.round == 1:
             start = round_pb2.RoundStart.FromString(directive.make_keys.round_start)
-            start.figures = b'{"median_squared_overfitting": null, "scores": {"mrna": 1.0}}'
+            start.figures = b'{"median_squared_overfitting": null, "scores": {"mrna": 1.0}, "temperatures": {}}'
             directive.make_keys.round_start = start.SerializeToString(deterministic=True)
 
     federation.lie = lie
@@ -385,7 +385,7 @@ def test_whatever_is_broken_in_an_opened_sum_is_a_typed_refusal() -> None:
     for _ in range(300):
         try:
             message, listed = opened_by(flipped(honest.contribute.opened[0], rng))
-            work.take_opened(federation.run._sums[0], message, listed)
+            work.take_opened(federation.run.attempt.machine.attempt.sums[0], message, listed)
         except ConsiliumError:
             refused += 1
     assert refused > 200  # the others changed only the list, which the session holds against its signature

@@ -1,0 +1,123 @@
+"""The attempt in progress at the coordinator: its machine, what its phases wait for, and how it is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import Final
+
+from consilium.v1 import round_pb2 as pb
+
+from coordinator.outcome import RoundOutcome
+from federation.rounds import UPDATES, RoundError, consumed
+from security.secure_sum.errors import StaleAttemptError, TranscriptError
+from security.secure_sum.journal import JournalledAggregator
+from security.secure_sum.phases import AggregatorPhase
+
+_STALE: Final = frozenset({StaleAttemptError.code})
+_REFUSED: Final = frozenset({TranscriptError.code, RoundError.code})
+"""What institutions say to a round's opening that no other attempt would change."""
+
+
+@dataclass
+class Attempt:
+    """The attempt in progress.
+
+    Attributes:
+        number: within its round, from 1.
+        round_start: RoundStart, exact bytes.
+        machine: the secure sum.
+        outcome: of the sums that are open.
+        withdrawn: institution to the code with which it left.
+        folding: whether a job is being done.
+        signed_once: whether a survivor list was shown: from then on there is no other attempt of the round (rule 7).
+        fruitless: openings that did not suffice to unmask the current sum.
+    """
+
+    number: int
+    round_start: bytes
+    machine: JournalledAggregator
+    outcome: RoundOutcome
+    withdrawn: dict[str, str] = field(default_factory=dict)
+    folding: bool = False
+    signed_once: bool = False
+    fruitless: int = 0
+
+    @property
+    def opened(self) -> list[bytes]:
+        """OpenedSum of the sums that are open, in order, exact bytes."""
+        return self.outcome.opened
+
+    @property
+    def phase(self) -> str:
+        """Where the attempt stands, for people."""
+        machine = self.machine
+        if self.folding:
+            return f"{machine.current.name}: opening"
+        between = machine.phase in (AggregatorPhase.KEYS, AggregatorPhase.SHARES, AggregatorPhase.DONE)
+        return machine.phase.value if between else f"{machine.current.name}: {machine.phase.value}"
+
+    @property
+    def place(self) -> tuple[int, int, AggregatorPhase, str]:
+        """Round, attempt, phase and sum: changes whenever the attempt moves on."""
+        context = self.machine.attempt.context
+        return context.round, self.number, self.machine.phase, self.machine.current.name
+
+    # -- what the phases wait for -------------------------------------------------------------------------------
+
+    def keys_complete(self, here: Set[str]) -> bool:
+        """Whether everybody who is here sent keys, and they are enough."""
+        keys = set(self.machine.keys)
+        return here <= keys and len(keys) >= self.machine.attempt.threshold
+
+    def shares_complete(self) -> bool:
+        """Whether everybody dealt who sent keys and has not left."""
+        return set(self.machine.keys) - set(self.withdrawn) <= set(self.machine.shares)
+
+    def uploads_complete(self) -> bool:
+        """Whether every upload is there that can be hoped for."""
+        return self.machine.uploaders() - set(self.withdrawn) - self._silent() <= self.machine.current.completed
+
+    def _silent(self) -> frozenset[str]:
+        """Who sends no statistics: whoever has none of the round's update in the model that they are about."""
+        updates = self.machine.finished.get(UPDATES)
+        if updates is None:
+            return frozenset()
+        cohort, spec = self.machine.cohort, self.machine.attempt
+        return frozenset(i for i in cohort - updates.alive if spec.uploaded_parts(UPDATES, cohort, i))
+
+    @property
+    def openable(self) -> bool:
+        """Whether openings are there that were not tried in vain."""
+        machine = self.machine
+        return machine.openable and len(machine.current.openings) > self.fruitless
+
+    # -- what withdrawals say -----------------------------------------------------------------------------------
+
+    def stale(self) -> bool:
+        """Too few are left who could join another attempt of this round: there is nothing to wait for."""
+        return self._withdrew(_STALE)
+
+    def refused(self) -> bool:
+        """Too few are left who believe this round's opening."""
+        return self._withdrew(_REFUSED)
+
+    def _withdrew(self, codes: frozenset[str]) -> bool:
+        spare = len(self.machine.attempt.roster) - self.machine.attempt.threshold
+        return sum(code in codes for code in self.withdrawn.values()) > spare
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def begin_sum(self) -> None:
+        """Begins the current sum upon those that are open."""
+        self.machine.begin_sum(consumed(self.opened))
+
+    def checkpoint(self) -> bytes:
+        """Everything that a restart needs to go on with this attempt."""
+        return pb.Checkpoint(
+            round_start=self.round_start,
+            attempt=self.number,
+            journal=self.machine.journal(),
+            opened=self.opened,
+            withdrawn=sorted(self.withdrawn),
+        ).SerializeToString(deterministic=True)

@@ -1,0 +1,173 @@
+"""What the opened sums of one round come to: taken one by one, and only the commit makes it the run's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from consilium.v1 import round_pb2 as pb
+
+from coordinator.folding import FoldJob, FoldResult, UpdateSettings, initial_state
+from coordinator.results import RoundStatistics, read_statistics, selection_score
+from coordinator.state import BestRound, RunState
+from federation.feature_sums import FEATURE_SUMS
+from federation.layout import layout
+from federation.plan import Plan
+from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
+from federation.settings import optimiser_settings
+from federation.setup import FeatureSums, patients_of
+from federation.vectors import ContentStore, Spool, UploadKey
+from security.secure_sum.aggregator import Aggregator
+from security.secure_sum.errors import TooFewMembersError
+from security.secure_sum.recover import PartOpening
+from security.secure_sum.spec import Sum
+
+
+class RoundOutcome:
+    """The opened sums of an attempt.
+
+    Args:
+        cohorts: of the plan.
+        content: where opened words are, and where schema and w(0) go.
+        sums: of the attempt.
+        before: the run's state when the round began.
+
+    Attributes:
+        opened: OpenedSum of each sum that is open, in order, exact bytes.
+        statistics: what sum B told; None before, and where it stays shut.
+    """
+
+    def __init__(self, cohorts: Cohorts, content: ContentStore, sums: tuple[Sum, ...], before: RunState) -> None:
+        self.opened: list[bytes] = []
+        self.statistics: RoundStatistics | None = None
+        self._plan, self._cohorts, self._content = cohorts.plan, cohorts, content
+        self._sums = {s.name: s for s in sums}
+        self._state = before
+        self._features = FeatureSums(self._plan, self._sums)
+
+    def take(self, data: bytes) -> None:
+        """Takes the next opened sum.
+
+        Raises:
+            StoreError, StorageError: what it is made of cannot be read or written.
+            ConsiliumError: nothing can be made of it, today or later.
+        """
+        message = pb.OpenedSum.FromString(data)
+        which, alive = self._sums[message.sum], survivors(message)
+        if message.sum == UPDATES:
+            updated = ComponentDigests.all_from(message.components)
+            self._state = replace(self._state, components={**self._state.components, **updated})
+        else:
+            words = {p.part: self._words(p.words) for p in message.parts}
+            if message.sum in FEATURE_SUMS:
+                self._features.take(message.sum, words)
+            elif message.sum == WEIGHTS:
+                self._settle(patients_of(which, words), alive)
+            else:
+                self.statistics = read_statistics(self._plan, which, alive, words, self._state.blending)
+        self.opened.append(data)
+
+    def state(self, round_: int) -> RunState:
+        """The run's state after the round; the last losses stand where sum B stayed shut."""
+        if self.statistics is None:
+            return self._state
+        return _with_statistics(self._state, round_, self.statistics, self._plan.evaluation.metric)
+
+    def words(self) -> set[str]:
+        """Content digests of everything that was opened."""
+        return {p.words for data in self.opened for p in pb.OpenedSum.FromString(data).parts}
+
+    def names(self) -> list[str]:
+        """Names of the sums that are open, in order."""
+        return [pb.OpenedSum.FromString(data).sum for data in self.opened]
+
+    def _words(self, digest: str) -> npt.NDArray[np.uint64]:
+        reader = self._content.open(digest)
+        data = bytearray(reader.length)
+        reader.read_into(0, memoryview(data))
+        return np.frombuffer(data, np.dtype("<u8"))
+
+    def _settle(self, patients: Mapping[str, int], alive: frozenset[str]) -> None:
+        """Round 0 is complete: the schema, who takes part, and w(0)."""
+        schema = self._features.schema
+        if schema is None:
+            raise TooFewMembersError("the feature schema is incomplete.")
+        if len(alive) < self._plan.secure_sum.threshold:
+            raise TooFewMembersError("fewer institutions than the threshold were there for the run's first sums.")
+        setup = Setup(self._content.put(schema.to_bytes()), patients, alive)
+        made = layout(self._plan, schema.widths)
+        optimiser = optimiser_settings(self._plan)
+        components = {
+            name: initial_state(self._content, made.components[name].initial(self._plan.seed), optimiser)
+            for name in self._cohorts.summed(setup)
+        }
+        if not components:
+            raise TooFewMembersError("no component has enough owners that were there for the run's first sums.")
+        self._state = replace(self._state, setup=setup, components=components)
+
+
+def _with_statistics(state: RunState, round_: int, result: RoundStatistics, metric: str) -> RunState:
+    state = replace(
+        state,
+        blending=result.blending,
+        scores=result.figures.scores(),
+        median_squared_overfitting=result.figures.median_squared_overfitting,
+        temperatures={**state.temperatures, **result.temperatures},
+    )
+    score = selection_score(result, metric)
+    if score is None:
+        return state
+    if state.best is not None and score <= state.best.score:
+        return replace(state, rounds_without_gain=state.rounds_without_gain + 1)
+    best = BestRound(round_, score, state.components, state.temperatures)
+    return replace(state, best=best, rounds_without_gain=0)
+
+
+def survivors(message: pb.OpenedSum) -> frozenset[str]:
+    """Whose vectors are in an opened sum."""
+    return frozenset(name for part in message.parts for name in part.contributors)
+
+
+def opened_sum(job: FoldJob, result: FoldResult, survivor_list: bytes) -> bytes:
+    """OpenedSum of a job that is done, as institutions are shown it: exact bytes."""
+    return pb.OpenedSum(
+        sum=job.sum,
+        list=survivor_list,
+        parts=[
+            pb.OpenedPart(part=o.part.name, words=result.words[o.part.name], contributors=o.alive)
+            for o in job.openings
+        ],
+        components=[c.to_proto(name) for name, c in sorted(result.components.items())],
+    ).SerializeToString(deterministic=True)
+
+
+def fold_job(
+    plan: Plan, machine: Aggregator, openings: tuple[PartOpening, ...], spool: Spool, run: str, state: RunState
+) -> FoldJob:
+    """The heavy work of opening the current sum.
+
+    Args:
+        plan: the plan.
+        machine: of the attempt; its current sum is unmasked by `openings`.
+        openings: from `machine.unmask`.
+        spool: where the uploads are; they are opened here, whatever becomes of the run meanwhile.
+        run: its key.
+        state: of the run, for w(t).
+    """
+    name, context = machine.current.name, machine.attempt.context
+    uploads = {
+        i: spool.open(UploadKey(run, context.round, context.attempt, name, i)) for i in machine.current.alive
+    }
+    offsets: dict[tuple[str, str], int] = {}
+    for institution in uploads:
+        offset = 0
+        for part in machine.attempt.uploaded_parts(name, machine.cohort, institution):
+            offsets[institution, part.name] = offset
+            offset += part.bytes
+    settings = None
+    if name == UPDATES:
+        s = plan.secure_sum
+        settings = UpdateSettings(s.clip, s.headroom, optimiser_settings(plan))
+    return FoldJob(name, openings, uploads, offsets, state.components, settings)
