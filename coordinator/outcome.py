@@ -136,8 +136,7 @@ def opened_sum(job: FoldJob, result: FoldResult, survivor_list: bytes) -> bytes:
         sum=job.sum,
         list=survivor_list,
         parts=[
-            pb.OpenedPart(part=o.part.name, words=result.words[o.part.name], contributors=o.alive)
-            for o in job.openings
+            pb.OpenedPart(part=o.part.name, words=result.words[o.part.name], contributors=o.alive) for o in job.openings
         ],
         components=[c.to_proto(name) for name, c in sorted(result.components.items())],
     ).SerializeToString(deterministic=True)
@@ -157,9 +156,7 @@ def fold_job(
         state: of the run, for w(t).
     """
     name, context = machine.current.name, machine.attempt.context
-    uploads = {
-        i: spool.open(UploadKey(run, context.round, context.attempt, name, i)) for i in machine.current.alive
-    }
+    uploads = {i: spool.open(UploadKey(run, context.round, context.attempt, name, i)) for i in machine.current.alive}
     offsets: dict[tuple[str, str], int] = {}
     for institution in uploads:
         offset = 0

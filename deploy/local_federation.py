@@ -119,7 +119,9 @@ revocations = "revoked.txt"
     def configure_node(self, institution: LocalInstitution, accepted: Sequence[str], threads: int = 1) -> None:
         """Writes node.toml and policy.toml of one institution, which accepts the plans of these digests."""
         folder = self.folder(institution.name)
-        tables = "\n".join(f"{modality} = {json.dumps(str(path.resolve()))}" for modality, path in institution.tables.items())
+        tables = "\n".join(
+            f"{modality} = {json.dumps(str(path.resolve()))}" for modality, path in institution.tables.items()
+        )
         testing = "" if self.seed is None else f"\n[testing]\nseed = {self.seed}\n"
         (folder / "node.toml").write_text(f"""\
 federation = {json.dumps(self.name)}

@@ -126,9 +126,7 @@ class Figures:
         """
         try:
             read = json.loads(data)
-            figures = Figures(
-                dict(read["scores"]), read["median_squared_overfitting"], dict(read["temperatures"])
-            )
+            figures = Figures(dict(read["scores"]), read["median_squared_overfitting"], dict(read["temperatures"]))
             if not all(math.isfinite(t) and t > 0 for t in figures.temperatures.values()):
                 raise ValueError
             for value in (*figures.scores.values(), figures.median_squared_overfitting):

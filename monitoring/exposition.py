@@ -39,9 +39,7 @@ class MetricsServer:
         MetricsAddressError: not an address of this machine, not private enough, in use, or the certificate is unusable.
     """
 
-    def __init__(
-        self, metrics: Metrics, host: str, port: int, certificate: tuple[Path, Path] | None = None
-    ) -> None:
+    def __init__(self, metrics: Metrics, host: str, port: int, certificate: tuple[Path, Path] | None = None) -> None:
         self.host = check_address(host, inside_only=not metrics.shareable)
         chain, key = (str(certificate[0]), str(certificate[1])) if certificate else (None, None)
         try:

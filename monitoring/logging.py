@@ -127,9 +127,7 @@ class _Library(logging.Handler):
             self.handleError(record)
 
 
-def configure_logging(
-    stream: TextIO | None = None, *, level: int = logging.INFO, json: bool | None = None
-) -> None:
+def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO, json: bool | None = None) -> None:
     """Sets structlog up for the process, and routes the warnings of libraries through it.
 
     Args:

@@ -54,9 +54,7 @@ def test_every_patient_is_staged_from_what_it_has() -> None:
 def test_a_patients_prediction_does_not_depend_on_who_else_is_in_the_table() -> None:
     model = example_model()
     together = {r.id: r for r in predict(model, {"mrna": genes("a", "b", "c"), "image": images("c", "a")}).staged}
-    alone = predict(
-        model, {"mrna": genes("a", "b", "c").select([2]), "image": images("c", "a").select([0])}
-    ).staged
+    alone = predict(model, {"mrna": genes("a", "b", "c").select([2]), "image": images("c", "a").select([0])}).staged
     assert len(alone) == 1
     np.testing.assert_allclose(alone[0].probabilities, together["c"].probabilities, atol=1e-6)
     machine = NumpyModel(model)

@@ -170,9 +170,7 @@ def test_killed_at_any_byte_of_a_write_it_goes_on_and_never_undercounts(
     assert salvaged > 3 * 50  # most of a torn line's bytes come behind its event
 
 
-def test_a_torn_charge_is_spent_once_its_event_can_be_read(
-    tmp_path: Path, history: list[tuple[bytes, bytes]]
-) -> None:
+def test_a_torn_charge_is_spent_once_its_event_can_be_read(tmp_path: Path, history: list[tuple[bytes, bytes]]) -> None:
     (before, anchor), (after, _) = history[0], history[1]
     event_ends = after.index(b"}", len(before)) + 1
     with open_ledger(put(tmp_path / "a", after[: event_ends - 1], anchor)) as ledger:
@@ -203,9 +201,7 @@ def test_any_changed_byte_is_refused(tmp_path: Path, history: list[tuple[bytes, 
             open_ledger(put(tmp_path / "changed", changed, anchor))
 
 
-def test_lost_doubled_moved_and_foreign_lines_are_refused(
-    tmp_path: Path, history: list[tuple[bytes, bytes]]
-) -> None:
+def test_lost_doubled_moved_and_foreign_lines_are_refused(tmp_path: Path, history: list[tuple[bytes, bytes]]) -> None:
     data, anchor = history[-1]
     head, one, two, three = data.splitlines(keepends=True)
     assert head == HEADER
