@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,11 @@ from deploy import bench_plan
 from deploy.cli import app, connect
 from deploy.local_federation import LocalFederation, LocalInstitution
 from deploy.operator_link import OperatorLink
+from deploy.pki_cli import CA_CERTIFICATE, CA_KEY
 from deploy.processes import LocalProcess
 from federation.plan import Plan, digest
 from institution_node.service import AUDIT_LOG
+from security.pki import create_authority
 from tests.processes.generating_node import VARIABLE as DIE
 
 NODE = "tests.processes.generating_node"
@@ -37,10 +42,35 @@ class InProcessPki(LocalFederation):
 
     _turn = threading.Lock()
 
+    def make_authority(self) -> None:
+        """As `consilium pki init`, but 60 days ago: so there can be certificates of it that have expired."""
+        folder = self.folder("authority")
+        folder.mkdir(parents=True)
+        key, certificate = create_authority(self.name, datetime.now(UTC) - timedelta(days=60), 3650)
+        (folder / CA_KEY).touch(0o600)
+        (folder / CA_KEY).write_bytes(key)
+        (folder / CA_CERTIFICATE).write_bytes(certificate)
+        (folder / "revoked.txt").write_text("")
+
     def _pki(self, *arguments: str) -> None:
         with self._turn:
             result = CliRunner().invoke(app, ["pki", *arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
+
+
+def say(*arguments: str, folder: Path | None = None, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    """Runs a command line of the product as a process of its own, to its end: `python -m` and what follows."""
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=folder, check=False)
+
+
+def user_error(result: subprocess.CompletedProcess[str]) -> str:
+    """What a command said that a user's mistake ended: one error and one remedy, exit code 2, never a traceback."""
+    assert result.returncode == 2, result
+    assert "Traceback" not in result.stderr + result.stdout
+    assert result.stderr.startswith("error: "), result.stderr
+    assert "\nremedy: " in result.stderr, result.stderr
+    return result.stderr
 
 
 def until(what: str, holds: Callable[[], bool], seconds: float = SECONDS) -> None:
