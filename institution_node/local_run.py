@@ -60,6 +60,9 @@ class Recorder:
     def updated(self, component: str, norm: float, clipped: int) -> None:
         """A trajectory was encoded."""
 
+    def weighed(self, component: str, alpha: float) -> None:
+        """α_i of a trajectory in its sum."""
+
     def evaluated(self, subset: str, training: float, validation: float | None) -> None:
         """Losses at the published model."""
 
@@ -348,7 +351,9 @@ class LocalRun:
             if part.name not in state.clipped:
                 state.clipped[part.name] = clip_update(delta, self.plan.secure_sum.clip)
                 self._recorder.updated(part.name, float(np.linalg.norm(delta)), state.clipped[part.name])
-            made[part.name] = UpdateWords(delta, self._alpha(part.name), self._model_encoding(part))
+            alpha = self._alpha(part.name)
+            self._recorder.weighed(part.name, alpha)
+            made[part.name] = UpdateWords(delta, alpha, self._model_encoding(part))
         return made
 
     @property

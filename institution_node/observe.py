@@ -183,6 +183,10 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
         self._local.set(m.NODE_UPDATE_NORM, norm, component=component)
         self._local.add(m.NODE_CLIPPED, clipped, component=component)
 
+    def weighed(self, component: str, alpha: float) -> None:
+        """See Recorder."""
+        self._local.set(m.NODE_AGGREGATION_WEIGHT, alpha, component=component)
+
     def evaluated(self, subset: str, training: float, validation: float | None) -> None:
         """See Recorder."""
         self._local.set(m.NODE_LOSS, training, subset=subset, part="training")

@@ -109,9 +109,6 @@ PARTICIPATING = _coordinator(
 )
 DROPOUTS = _coordinator("dropouts_total", _C, "Institutions lost, by the phase that missed them", "phase")
 REFUSALS = _coordinator("refusals_total", _C, "Calls and institutions refused, by error code", "reason")
-SIMILAR_COHORTS = _coordinator(
-    "similar_cohorts_signed_total", _C, "Sums signed for a cohort that differs from a recent one by few members"
-)
 # The coordinator: its work.
 RECEIVED_BYTES = _coordinator("received_bytes_total", _C, "Payload received from institutions", "kind")
 SENT_BYTES = _coordinator("sent_bytes_total", _C, "Payload sent to institutions", "kind")

@@ -160,6 +160,9 @@ class Ears(Watcher, Recorder):
     def updated(self, component: str, norm: float, clipped: int) -> None:
         self._pass_on("updated", component, norm, clipped)
 
+    def weighed(self, component: str, alpha: float) -> None:
+        self._pass_on("weighed", component, alpha)
+
     def evaluated(self, subset: str, training: float, validation: float | None) -> None:
         self.told.evaluated.append((subset, training, validation))
         self._pass_on("evaluated", subset, training, validation)

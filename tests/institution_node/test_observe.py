@@ -82,6 +82,7 @@ def everything(observer: NodeObserver) -> None:
     observer.withdrawn(3, 1, "work-failed")
     for name in layout(PLAN, {m.name: 1 for m in PLAN.modalities}).owned("brca-1"):
         observer.updated(name, CANARY, 2)
+        observer.weighed(name, CANARY)
         observer.trained(3, 1.0, CANARY, {name: CANARY})
     observer.evaluated("mrna+image", CANARY, CANARY)
     observer.evaluated("mrna", CANARY, None)
