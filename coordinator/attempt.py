@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Final
 
 from consilium.v1 import round_pb2 as pb
 
 from coordinator.outcome import RoundOutcome
+from coordinator.store import POINT_KINDS, Point
 from federation.rounds import UPDATES, RoundError, consumed
+from security.secure_sum import spec
 from security.secure_sum.errors import StaleAttemptError, TranscriptError
-from security.secure_sum.journal import JournalledAggregator
+from security.secure_sum.journal import JournalledAggregator, restore
 from security.secure_sum.phases import AggregatorPhase
 
 _STALE: Final = frozenset({StaleAttemptError.code})
 _REFUSED: Final = frozenset({TranscriptError.code, RoundError.code})
 """What institutions say to a round's opening that no other attempt would change."""
+
+
+def latest_point(points: Iterable[Point], sums: Iterable[spec.Sum]) -> Point:
+    """The durable point from which a round goes on."""
+    order = [s.name for s in sums]
+    return max(points, key=lambda p: (p.attempt, order.index(p.sum), POINT_KINDS.index(p.kind)))
 
 
 @dataclass
@@ -63,6 +71,15 @@ class Attempt:
         context = self.machine.attempt.context
         return context.round, self.number, self.machine.phase, self.machine.current.name
 
+    @staticmethod
+    def resumed(saved: pb.Checkpoint, what: spec.Attempt, outcome: RoundOutcome) -> Attempt:
+        """The attempt that wrote a checkpoint, in the phase in which it did; `outcome` has taken nothing yet."""
+        machine = restore(what, saved.journal)
+        withdrawn = dict.fromkeys(saved.withdrawn, "restart")
+        for data in saved.opened:
+            outcome.take(data)
+        return Attempt(saved.attempt, saved.round_start, machine, outcome, withdrawn, signed_once=True)
+
     # -- what the phases wait for -------------------------------------------------------------------------------
 
     def keys_complete(self, here: Set[str]) -> bool:
@@ -83,8 +100,8 @@ class Attempt:
         updates = self.machine.finished.get(UPDATES)
         if updates is None:
             return frozenset()
-        cohort, spec = self.machine.cohort, self.machine.attempt
-        return frozenset(i for i in cohort - updates.alive if spec.uploaded_parts(UPDATES, cohort, i))
+        cohort, what = self.machine.cohort, self.machine.attempt
+        return frozenset(i for i in cohort - updates.alive if what.uploaded_parts(UPDATES, cohort, i))
 
     @property
     def openable(self) -> bool:

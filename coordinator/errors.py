@@ -1,8 +1,20 @@
-"""What the coordinator's shells refuse: calls, callers and folders. The run's own errors are in `coordinator.run`."""
+"""What the coordinator refuses: steps of a run, calls, callers and folders."""
 
 from __future__ import annotations
 
 from security.errors import ConfigurationError, ConsiliumError, ProtocolError
+
+
+class RunEndedError(ProtocolError):
+    """The run is over; nothing more is taken."""
+
+    code = "run-ended"
+
+
+class NotEnrolledError(ProtocolError):
+    """The institution has not enrolled in this run, or sits it out."""
+
+    code = "not-enrolled"
 
 
 class MalformedRequestError(ProtocolError):

@@ -14,38 +14,28 @@ from typing import Final
 
 from consilium.v1 import round_pb2 as pb
 
-from coordinator.attempt import Attempt
+from coordinator.attempt import Attempt, latest_point
+from coordinator.errors import NotEnrolledError, RunEndedError
 from coordinator.folding import FoldJob, FoldResult
 from coordinator.observer import Observer
 from coordinator.outcome import RoundOutcome, fold_job, opened_sum
+from coordinator.phase_clock import PhaseClock
 from coordinator.round_record import round_record
 from coordinator.state import RunState
 from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_OPENED, Store, StoreError
 from federation.plan import Plan
 from federation.rounds import Cohorts, digest
 from federation.vectors import ContentStore, Spool, StorageError, UploadKey
-from security.errors import ConsiliumError, ProtocolError
+from security.errors import ConsiliumError
 from security.secure_sum.errors import BadShareError, TooFewMembersError
-from security.secure_sum.journal import JournalledAggregator, restore
+from security.secure_sum.journal import JournalledAggregator
 from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
-from security.secure_sum.spec import Context, Sum
+from security.secure_sum.spec import Context
 
 __all__ = ["ENDED", "Attempt", "NotEnrolledError", "Run", "RunEndedError"]
 
 ENDED: Final = frozenset({"finished", "stopped", "failed"})
-
-
-class RunEndedError(ProtocolError):
-    """The run is over; nothing more is taken."""
-
-    code = "run-ended"
-
-
-class NotEnrolledError(ProtocolError):
-    """The institution has not enrolled in this run, or sits it out."""
-
-    code = "not-enrolled"
 
 
 class Run:
@@ -75,9 +65,8 @@ class Run:
         self.enrolled: dict[str, str] = {}  # institution to "" or the code that refused
         self.seen: dict[str, datetime] = {}
         self.status, self.reason = "enrolling", ""
-        self.phase_began = self.began = now
-        self._seconds: dict[str, float] = {}
-        self._last_phase = ""
+        self.began = now
+        self._clock = PhaseClock(now)
         self._burnt = 0
         self.traffic: Counter[str] = Counter()  # payload bytes of the round, `up` and `down`; whoever moves them adds
 
@@ -126,22 +115,17 @@ class Run:
         if not points:
             self._begin_attempt(max(1, last_attempt + 1), now)
             return
-        sums = self._round_sums()
-        order, kinds = [s.name for s in sums], [LIST_SHOWN, LIST_SIGNED, SUM_OPENED]
-        point = max(points, key=lambda p: (p.attempt, order.index(p.sum), kinds.index(p.kind)))
+        sums = self.state.sums(self.cohorts, self.content, self.round)
+        point = latest_point(points, sums)
         saved = pb.Checkpoint.FromString(point.blob)
-        context = self._context(saved.round_start, saved.attempt)
-        machine = restore(self.cohorts.attempt(context, sums), saved.journal)
-        attempt = Attempt(saved.attempt, saved.round_start, machine, self._outcome(sums))
-        attempt.withdrawn, attempt.signed_once = dict.fromkeys(saved.withdrawn, "restart"), True
-        for data in saved.opened:
-            attempt.outcome.take(data)
-        self.attempt = attempt
+        spec = self.cohorts.attempt(self._context(saved.round_start, saved.attempt), sums)
+        outcome = RoundOutcome(self.cohorts, self.content, sums, self.state)
+        self.attempt = attempt = Attempt.resumed(saved, spec, outcome)
         self._observer.event("run-resumed", round=self.round, attempt=saved.attempt, point=point.kind)
         self._entered(now)
-        if machine.phase is AggregatorPhase.DONE:
+        if attempt.machine.phase is AggregatorPhase.DONE:
             self._commit(attempt, now)
-        elif machine.phase is AggregatorPhase.UPLOADS:
+        elif attempt.machine.phase is AggregatorPhase.UPLOADS:
             attempt.begin_sum()
 
     def enrol(self, institution: str, fingerprint: str, refusal: str, now: datetime) -> str:
@@ -277,19 +261,20 @@ class Run:
         match machine.phase:
             case AggregatorPhase.KEYS:
                 here = self._expected(attempt, now)
-                hopeless = self._late(now, deadlines.keys) or attempt.stale() or attempt.refused()
+                hopeless = self._clock.late(now, deadlines.keys) or attempt.stale() or attempt.refused()
                 if attempt.keys_complete(here) or hopeless:
                     self._drop(attempt, "keys", here - set(machine.keys))
                     machine.close_keys()
                     self._entered(now)
             case AggregatorPhase.SHARES:
-                if attempt.shares_complete() or self._late(now, deadlines.keys):
+                if attempt.shares_complete() or self._clock.late(now, deadlines.keys):
                     self._drop(attempt, "shares", set(machine.keys) - set(machine.shares))
                     machine.close_shares()
                     self._entered(now)
                     attempt.begin_sum()
             case AggregatorPhase.UPLOADS:
-                if machine.current.transcript and (attempt.uploads_complete() or self._late(now, deadlines.upload)):
+                over = attempt.uploads_complete() or self._clock.late(now, deadlines.upload)
+                if machine.current.transcript and over:
                     self._drop(attempt, machine.current.name, machine.uploaders() - machine.current.completed)
                     machine.close_uploads()
                     attempt.signed_once = True
@@ -303,10 +288,10 @@ class Run:
                     machine.decide()
                     self._save(attempt, machine.current.name, LIST_SIGNED, now)
                     self._entered(now)
-                elif self._late(now, deadlines.signatures):
+                elif self._clock.late(now, deadlines.signatures):
                     self._fail_attempt(attempt, "missing-signatures", now)
             case AggregatorPhase.OPENINGS:
-                if not attempt.folding and not attempt.openable and self._late(now, deadlines.openings):
+                if not attempt.folding and not attempt.openable and self._clock.late(now, deadlines.openings):
                     self._fail_attempt(attempt, "missing-openings", now)
             case AggregatorPhase.DONE:
                 pass
@@ -318,39 +303,23 @@ class Run:
             for i in self.enrolled
             if not self.excluded(i)
             and i not in attempt.withdrawn
-            and now - self.seen.get(i, self.phase_began) <= patience
+            and now - self.seen.get(i, self._clock.began) <= patience
         }
-
-    def _late(self, now: datetime, seconds: float) -> bool:
-        return now - self.phase_began >= timedelta(seconds=seconds)
 
     def _drop(self, attempt: Attempt, phase: str, institutions: set[str] | frozenset[str]) -> None:
         for institution in sorted(institutions):
             self._observer.dropped(institution, phase, attempt.withdrawn.get(institution, "deadline"))
 
     def _entered(self, now: datetime) -> None:
-        self._note_seconds(now)
-        self.phase_began = now
+        self._turn(now)
         self._observer.phase(self.round, self.phase)
 
-    def _note_seconds(self, now: datetime) -> None:
-        seconds = (now - self.phase_began).total_seconds()
-        if self._last_phase:
-            self._seconds[self._last_phase] = self._seconds.get(self._last_phase, 0.0) + seconds
-            self._observer.phase_took(self._last_phase, seconds)
-        self._last_phase = self.phase.split(": ")[-1] if self.attempt else ""
+    def _turn(self, now: datetime) -> None:
+        ended, seconds = self._clock.turn(self.phase.split(": ")[-1] if self.attempt else "", now)
+        if ended:
+            self._observer.phase_took(ended, seconds)
 
     # -- attempts -----------------------------------------------------------------------------------------------
-
-    def _round_sums(self) -> tuple[Sum, ...]:
-        if self.round == 0:
-            return self.cohorts.setup_sums()
-        assert self.state.setup is not None
-        sizes = {name: self.content.size(c.weights) // 4 for name, c in self.state.components.items()}
-        return self.cohorts.training_sums(sizes, self.state.setup)
-
-    def _outcome(self, sums: tuple[Sum, ...]) -> RoundOutcome:
-        return RoundOutcome(self.cohorts, self.content, sums, self.state)
 
     def final(self) -> bytes:
         """RoundStart of what would follow the exported round: where the final model is, and its temperatures."""
@@ -367,9 +336,10 @@ class Run:
         # Durable before anybody hears of it: institutions never join an attempt number twice (rule 7).
         self._store.begin_attempt(self.key, self.round, number, now)
         self.spool.discard_round(self.key, self.round)
-        sums, start = self._round_sums(), self.state.round_start(self.id, self.round)
+        sums = self.state.sums(self.cohorts, self.content, self.round)
+        start = self.state.round_start(self.id, self.round)
         machine = JournalledAggregator(self.cohorts.attempt(self._context(start, number), sums))
-        self.attempt = Attempt(number, start, machine, self._outcome(sums))
+        self.attempt = Attempt(number, start, machine, RoundOutcome(self.cohorts, self.content, sums, self.state))
         self._entered(now)
 
     def _fail_attempt(self, attempt: Attempt, code: str, now: datetime) -> None:
@@ -455,14 +425,14 @@ class Run:
     # -- commit -------------------------------------------------------------------------------------------------
 
     def _commit(self, attempt: Attempt, now: datetime) -> None:
-        self._note_seconds(now)
+        self._turn(now)
         self.state = attempt.outcome.state(self.round)
-        record = round_record(self.round, attempt, self.traffic, self._seconds)
+        record = round_record(self.round, attempt, self.traffic, self._clock.seconds)
         self._store.commit_round(self.key, self.round, record, self.state.to_json(), now)
         self._observer.committed(record, attempt.outcome.statistics)
         self.spool.discard_round(self.key, self.round)
         self.content.collect(self.state.digests() | attempt.outcome.words())
-        self._seconds, self._last_phase = {}, ""
+        self._clock = PhaseClock(now)
         self.traffic.clear()
         self.round += 1
         if not self._finish_if_due(now):

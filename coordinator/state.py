@@ -10,7 +10,9 @@ from typing import Any
 from consilium.v1 import round_pb2 as pb
 
 from federation.blending import BlendingState
-from federation.rounds import FORMAT, ComponentDigests, Figures, Setup
+from federation.rounds import FORMAT, Cohorts, ComponentDigests, Figures, Setup
+from federation.vectors import ContentStore
+from security.secure_sum.spec import Sum
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class RunState:
     def figures(self) -> bytes:
         """The blending scores as they are published."""
         return Figures(self.scores, self.median_squared_overfitting, self.temperatures).to_bytes()
+
+    def sums(self, cohorts: Cohorts, content: ContentStore, round_: int) -> tuple[Sum, ...]:
+        """The sums of a round that begins from this state."""
+        if round_ == 0:
+            return cohorts.setup_sums()
+        assert self.setup is not None
+        sizes = {name: content.size(c.weights) // 4 for name, c in self.components.items()}
+        return cohorts.training_sums(sizes, self.setup)
 
     def round_start(self, run: bytes, round_: int) -> bytes:
         """RoundStart of a round that begins from this state: exact bytes.

@@ -29,7 +29,7 @@ from security.errors import ConfigurationError, ConsiliumError, LocalMisuseError
 LIST_SHOWN: Final = "list-shown"  # round 0 only, which cannot be burnt
 LIST_SIGNED: Final = "list-signed"
 SUM_OPENED: Final = "sum-opened"
-POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, SUM_OPENED)
+POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, SUM_OPENED)  # in the order of a sum's life
 
 Field = str | int | float | bool | None
 
