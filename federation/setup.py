@@ -64,6 +64,8 @@ class FeatureSums:
             self.counts = FeatureCounts.from_sums(self._plan, vectors)
             return
         assert self.counts is not None
+        # A modality whose counts stayed shut (rule 9) is not summed at all; zeros were sent for it.
+        vectors = {m: v for m, v in vectors.items() if m in self.counts.modalities}
         if sum_name == "means":
             self.means = FeatureMeans.from_sums(self._plan, self.counts, vectors)
             return

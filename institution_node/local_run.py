@@ -216,11 +216,12 @@ class LocalRun:
             table = self._data.tables[modality].select(self._train_rows.tolist())
             if which.name == "counts":
                 vector = counts_vector(self.plan, modality, table)
+            elif features.counts is None or modality not in features.counts.modalities:
+                # Its counts stayed shut (rule 9), so nothing more is told of it; its features follow from the plan.
+                vector = np.zeros(part.length)
             elif which.name == "means":
-                assert features.counts is not None
                 vector = means_vector(self.plan, features.counts, modality, table)
             else:
-                assert features.counts is not None
                 assert features.means is not None
                 vector = squares_vector(self.plan, features.counts, features.means, modality, table)
             how = feature_encoding(self.plan, which.name, modality, len(part.contributors))  # type: ignore[arg-type]
