@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,6 +17,8 @@ from security.secure_sum.errors import StaleAttemptError, TranscriptError
 from security.secure_sum.journal import JournalledAggregator, restore
 from security.secure_sum.phases import AggregatorPhase
 
+_PASSING: Final = frozenset({"withdrawn", "node-stopped", "restart"})
+"""What an institution says that is well again in the next attempt."""
 _STALE: Final = frozenset({StaleAttemptError.code})
 _REFUSED: Final = frozenset({TranscriptError.code, RoundError.code})
 """What institutions say to a round's opening that no other attempt would change."""
@@ -118,6 +121,15 @@ class Attempt:
     def refused(self) -> bool:
         """Too few are left who believe this round's opening."""
         return self._withdrew(_REFUSED)
+
+    def unable(self) -> str:
+        """Why too few are left who can take part: the code that most of them gave; empty: enough are left.
+
+        Whoever only comes back from a restart, or was cut off, can take part in the next attempt.
+        """
+        codes = Counter(code for code in self.withdrawn.values() if code not in _PASSING)
+        spare = len(self.machine.attempt.roster) - self.machine.attempt.threshold
+        return codes.most_common(1)[0][0] if codes.total() > spare else ""
 
     def _withdrew(self, codes: frozenset[str]) -> bool:
         spare = len(self.machine.attempt.roster) - self.machine.attempt.threshold

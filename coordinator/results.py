@@ -29,7 +29,7 @@ class RoundStatistics:
         figures: DGB's figures by subset.
         proximity: mean `p_i` by subset.
         temperatures: calibration temperature by subset, where losses were opened.
-        rows: metrics by row, and over all rows together under `all`.
+        rows: metrics by row, and over all rows together under `all`; without it where a row stayed shut.
         counts: the summed counts behind the metrics, by row.
         clipped: clipped values by component.
     """
@@ -78,7 +78,8 @@ def read_statistics(
             clipped[name] = round(float(statistics.decode(words[part.name], how)[0]))
     state, figures = advance(blending, {s: row.sums for s, row in losses.items()}, blending_settings(plan))
     rows = {name: _scores(row) for name, row in counts.items()}
-    if counts:
+    # Of other patients than in other rounds, figures would not compare: only where every row is open.
+    if counts and all(part.name in words for part in which.parts if part.name.startswith("metrics/")):
         whole = next(iter(counts.values()))
         for row in list(counts.values())[1:]:
             whole = whole + row

@@ -36,6 +36,8 @@ from security.secure_sum.spec import Context
 __all__ = ["ENDED", "Attempt", "NotEnrolledError", "Run", "RunEndedError"]
 
 ENDED: Final = frozenset({"finished", "stopped", "failed"})
+MAX_ATTEMPTS: Final = 3
+"""Attempts of a round that end because too many institutions say that they cannot take part."""
 
 
 class Run:
@@ -351,6 +353,8 @@ class Run:
             self.stop("failed", f"institutions refuse round {self.round}, which {reason}", now)
         elif stale and self._burnt:
             self.stop("failed", "institutions have seen later rounds than this coordinator: its state is old", now)
+        elif not attempt.signed_once and not stale and (cause := attempt.unable()) and attempt.number >= MAX_ATTEMPTS:
+            self.stop("failed", f"too many institutions cannot take part in round {self.round} ({cause})", now)
         elif not attempt.signed_once and not stale:
             self._begin_attempt(attempt.number + 1, now)
         elif self.round == 0:
@@ -361,7 +365,8 @@ class Run:
             self._burnt += 1
             self.round += 1
             self._observer.burnt(self.round - 1, code)
-            self._begin_attempt(1, now)
+            if not self._finish_if_due(now):  # a burnt round counts: a run has an end
+                self._begin_attempt(1, now)
 
     def _save(self, attempt: Attempt, sum_name: str, kind: str, now: datetime) -> None:
         self._store.save_point(self.key, self.round, attempt.number, sum_name, kind, attempt.checkpoint(), now)

@@ -10,6 +10,9 @@ from consilium.v1 import service_pb2 as pb
 
 from coordinator.observer import Observer
 from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_OPENED
+from institution_node.errors import NonFiniteTrainingError
+from institution_node.trainer import Trajectory
+from institution_node.training import LocalTrainer
 from security.secure_sum.upload import MaskedUpload
 from tests.federation.test_rounds import check_model
 from tests.small_federation import SmallFederation, small_plan
@@ -413,3 +416,15 @@ def test_the_shown_list_of_round_0_is_durable_because_that_round_cannot_be_burnt
 
     assert federation.run_to_end(after=after) == "finished"
     assert kinds == {LIST_SHOWN, LIST_SIGNED, SUM_OPENED}
+
+
+def test_a_round_that_nobody_can_train_ends_the_run_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(self: LocalTrainer, *arguments: object) -> Trajectory:
+        raise NonFiniteTrainingError("the loss is not finite.")
+
+    monkeypatch.setattr(LocalTrainer, "train", diverges)
+    federation = SmallFederation(small_plan())
+    federation.enrol()
+    assert federation.run_to_end() == "failed"
+    assert "non-finite-training" in federation.run.reason
+    assert len(federation.withdrawals()) == 3 * len(federation.plan.roster)
