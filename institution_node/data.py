@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,28 @@ def split(data: InstitutionData, fraction: float, rng: Randomness) -> tuple[Int6
         validation += rows[order[: min(wanted, len(rows) - 1)]].tolist()
     kept = np.array(sorted(validation), dtype=np.int64)
     return np.setdiff1d(np.arange(len(data), dtype=np.int64), kept, assume_unique=True), kept
+
+
+def split_each(data: InstitutionData, fraction: float, rng: Randomness) -> tuple[Int64, Int64]:
+    """Divides the patients one by one: who validates follows from a secret of the stream and the patient's identifier.
+
+    One patient more or less moves nobody else, as record-level differential privacy needs; `split`, which is
+    stratified, draws from the whole class. One patient trains in any case.
+
+    Args:
+        data: at least one patient.
+        fraction: expected part of the patients kept for validation, in [0, 1).
+        rng: where the secret comes from.
+
+    Returns:
+        Rows for training and for validation, int64, ascending, disjoint; together all of `data`.
+    """
+    secret = rng.bytes(32)
+    drawn = [int.from_bytes(blake2b(i.encode(), key=secret, digest_size=8).digest(), "big") / 2**64 for i in data.ids]
+    validates = np.array([u < fraction for u in drawn])
+    if validates.all():
+        validates[int(np.argmax(drawn))] = False
+    return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 
 def _aligned(table: RawTable, ids: Sequence[str]) -> RawTable:

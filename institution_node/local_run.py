@@ -32,13 +32,21 @@ from federation.rounds import (
 )
 from federation.settings import blending_settings, proximity_settings
 from federation.setup import FeatureSums, feature_encoding, patient_encoding
-from institution_node.data import InstitutionData, split
+from institution_node.data import InstitutionData, split, split_each
 from institution_node.encoding import UpdateWords, clip_update
 from institution_node.global_model import GlobalModel, Library
 from institution_node.memory import Memory, RunMemory
 from institution_node.noise import Charges, add_noise
 from institution_node.schedule import learning_rate
-from institution_node.statistics import Encoded, encode_clipped, encode_losses, encode_metrics
+from institution_node.statistics import (
+    Divisors,
+    Encoded,
+    LossPair,
+    encode_clipped,
+    encode_losses,
+    encode_metrics,
+    rescaled,
+)
 from institution_node.trainer import TrainerFactory, trainer_for
 from security.privacy.ledger import PrivacyLedger
 from security.privacy.mechanisms import count_event, noised_count
@@ -145,7 +153,9 @@ class LocalRun:
             remembered = replace(remembered, split_key=self._randomness.child("split").bytes(32))
             self._remember(remembered)
         # The division must outlive a restart, so it follows from a stored secret and not from a fresh draw.
-        self._train_rows, self._validation_rows = split(
+        # Under differential privacy no patient may move another one: each is drawn by itself.
+        divide = split_each if self._private_plan else split
+        self._train_rows, self._validation_rows = divide(
             data, self.plan.training.validation_fraction, SeededRandomness(remembered.split_key, "split")
         )
 
@@ -422,6 +432,11 @@ class LocalRun:
         state, memory = self._current(), self._recall()
         evaluation = self._trainer.evaluate(self._weights())
         last = dict(memory.last_losses)
+        trained, held = self._trainer.patients, len(evaluation.labels)
+        divisors = Divisors(trained, max(1, held))
+        if self._private_plan:
+            divisors = Divisors.of_noised(memory.noised_patients, self.plan.training.validation_fraction)
+        losses = rescaled(evaluation.losses, trained, held, divisors)
         encoded: dict[str, Encoded] = {}
         for part in uploads:
             kind, _, name = part.name.partition("/")
@@ -431,12 +446,12 @@ class LocalRun:
                 self._recorder.near(name, p)
                 encoded[part.name] = encode_losses(
                     self.plan,
-                    evaluation.losses[name],
+                    losses[name],
                     evaluation.logits[name],
                     evaluation.labels,
                     p,
                     last.get(name),
-                    self._trainer.patients,
+                    divisors,
                     n,
                 )
             elif kind == "metrics":
@@ -444,7 +459,7 @@ class LocalRun:
             else:
                 encoded[part.name] = encode_clipped(state.clipped.get(name, 0), n)
         made: dict[str, WordSource] = {n: ArrayWords(self._with_noise(n, e)) for n, e in encoded.items()}
-        self._keep_losses(evaluation, memory)
+        self._keep_losses(losses, memory)
         return made
 
     def _with_noise(self, part: str, e: Encoded) -> npt.NDArray[np.uint64]:
@@ -469,12 +484,12 @@ class LocalRun:
             size = self._recall().noised_patients / self._setup.patients[cohort] if cohort else 0.0
         return proximity(proximity_settings(self.plan), state.dots, state.shares, components, size)
 
-    def _keep_losses(self, evaluation: Any, memory: RunMemory) -> None:
+    def _keep_losses(self, by_subset: Mapping[str, LossPair], memory: RunMemory) -> None:
         """Remembers the losses for the next ΔL, and advances this institution's own blending."""
         largest = self.plan.proximity.loss_max
         own: dict[str, LossSums] = {}
         kept = dict(memory.last_losses)
-        for subset, losses in evaluation.losses.items():
+        for subset, losses in by_subset.items():
             self._recorder.evaluated(subset, losses.training, losses.validation)
             if losses.validation is None:
                 continue

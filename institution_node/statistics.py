@@ -44,6 +44,54 @@ class Encoded:
     sensitivity: float
 
 
+@dataclass(frozen=True)
+class Divisors:
+    """What the sums of an institution's per-patient losses are divided by.
+
+    Attributes:
+        training: n_i; under differential privacy ñ_i, which is charged for and does not change with a patient.
+        validation: validation patients; under differential privacy their expected number for ñ_i.
+        public: whether they follow from ñ_i alone.
+    """
+
+    training: float
+    validation: float
+    public: bool = False
+
+    @staticmethod
+    def of_noised(noised_patients: int, validation_fraction: float) -> Divisors:
+        """From ñ_i alone, so that a patient more or less moves a loss by at most `loss_max` over a public number."""
+        held = noised_patients * validation_fraction / (1.0 - validation_fraction)
+        return Divisors(float(max(1, noised_patients)), max(1.0, held), public=True)
+
+
+def rescaled(
+    losses: Mapping[str, SubsetLosses], training_patients: int, validation_patients: int, divisors: Divisors
+) -> dict[str, LossPair]:
+    """Mean losses by subset, over `divisors` in place of the patients that they are means of.
+
+    A subset without validation patients has a validation loss of None, or of 0 where `divisors` are public: that nobody
+    was there must not show.
+    """
+    found: dict[str, LossPair] = {}
+    for subset, loss in losses.items():
+        held = loss.validation
+        if held is not None:
+            held *= validation_patients / divisors.validation
+        elif divisors.public:
+            held = 0.0
+        found[subset] = LossPair(loss.training * training_patients / divisors.training, held)
+    return found
+
+
+@dataclass(frozen=True)
+class LossPair:
+    """Mean training and validation loss of one subset."""
+
+    training: float
+    validation: float | None
+
+
 def encode_losses(
     plan: Plan,
     losses: SubsetLosses,
@@ -51,35 +99,34 @@ def encode_losses(
     labels: npt.NDArray[np.int64],
     proximity: float,
     last: tuple[float, float] | None,
-    training_patients: int,
+    divisors: Divisors,
     contributors: int,
 ) -> Encoded:
     """The loss row of one subset (METHOD.md, "One round", step 6).
 
     Args:
         plan: the plan.
-        losses: at the published w(t+1).
+        losses: at the published w(t+1), over `divisors`.
         logits: float32[validation patients, classes] of this subset.
         labels: int64[validation patients].
-        proximity: `p_i`; an institution without validation patients sends zeros throughout.
+        proximity: `p_i`; an institution without a validation loss sends zeros throughout.
         last: the institution's own (training, validation) losses before; None: none.
-        training_patients: n_i.
+        divisors: what the losses are means over.
         contributors: of the part, for its encoding.
     """
     largest = plan.proximity.loss_max
-    patients = len(labels)
     held = losses.validation
-    if held is None or not patients:
+    if held is None:
         row = LossRow(LossSums(0.0, 0.0, 0.0, 0.0, 0.0), (0.0,) * (statistics.LOSSES_LENGTH - 5))
     else:
         sums = LossSums.contribution(proximity, losses.training, held, last, largest)
-        grid = nll_grid(logits, labels, loss_max=largest) * (proximity / patients)
+        grid = np.minimum(nll_grid(logits, labels, loss_max=largest) / divisors.validation, largest) * proximity
         row = LossRow(sums, tuple(float(x) for x in grid))
     how = statistics.loss_encoding(contributors, proximity_settings(plan).largest, largest)
-    # A patient moves a mean loss by at most largest / (n − 1), its change over a round by twice that; a validation
-    # patient moves the loss at every temperature as well.
-    training = sqrt(1 + 4) * largest / max(1, training_patients - 1)
-    validation = sqrt(1 + 4 + len(row.by_temperature)) * largest / max(1, patients - 1)
+    # A patient, who trains or validates, moves a loss by at most largest / divisor and its change over a round by twice
+    # that; a validation patient moves the loss at every temperature as well.
+    training = sqrt(1 + 4) * largest / divisors.training
+    validation = sqrt(1 + 4 + len(row.by_temperature)) * largest / divisors.validation
     return Encoded(statistics.encode(row.vector(), how), how, proximity * max(training, validation))
 
 

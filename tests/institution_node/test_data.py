@@ -19,6 +19,7 @@ from institution_node.data import (
     load_institution_data,
     read_features,
     split,
+    split_each,
 )
 from institution_node.table_files import (
     DataColumnError,
@@ -256,3 +257,18 @@ def test_patients_come_in_order_whatever_the_files_say(plan: Plan, tmp_path: Pat
     rows = {patient: k for k, patient in enumerate(ids)}
     assert data.tables["mrna"].numeric["g0"].tolist() == [rows[patient] for patient in data.ids]
     assert data.labels.tolist() == [rows[patient] % 2 for patient in data.ids]
+
+
+@given(st.integers(2, 40), st.integers(0, 2**31))
+def test_a_patient_more_moves_nobody_else_where_each_is_drawn_alone(count: int, seed: int) -> None:
+    ids = tuple(f"p{i:03}" for i in range(count))
+    labels = np.arange(count, dtype=np.int64) % 2
+    whole = InstitutionData(ids, {}, labels, "")
+    fewer = InstitutionData(ids[1:], {}, labels[1:], "")
+    train, held = split_each(whole, 0.3, SeededRandomness(seed, "split"))
+    assert sorted([*train, *held]) == list(range(count))
+    after = {fewer.ids[i] for i in split_each(fewer, 0.3, SeededRandomness(seed, "split"))[1]}
+    before = {ids[i] for i in held}
+    assert len(train) >= 1
+    if len(before - {ids[0]}) < count - 1:  # else everybody else validates, and one of them has to train
+        assert after == before - {ids[0]}
