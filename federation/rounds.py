@@ -221,8 +221,10 @@ class Cohorts:
             Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members) for s, members in self.evaluators(setup).items()
         ]
         metrics = statistics.metrics_length(classes, bins)
+        # The validation patients are the same in every round, so their exact counts are summed over one cohort only.
+        exact = not self.plan.differential_privacy.enabled
         parts += [
-            Part(f"metrics/{row}", 64, metrics, members & present, "metrics")
+            Part(f"metrics/{row}", 64, metrics, members & present, "metrics", together=exact)
             for row, members in self.metric_rows.items()
             if len(members & present) >= floor
         ]

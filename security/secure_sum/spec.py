@@ -48,6 +48,9 @@ class Part:
         length: words.
         contributors: institutions that hold a vector for it.
         quantity: parts of one round with the same quantity are checked against each other for differencing (rule 9).
+        together: uploaded and opened only while all contributors are there. For what is much the same in every round,
+            counts of the same patients: two rounds' sums, over cohorts that differ by one dropout, would differ by
+            exactly the counts of who dropped out (rule 9).
     """
 
     name: str
@@ -55,6 +58,7 @@ class Part:
     length: int
     contributors: frozenset[str]
     quantity: str = ""
+    together: bool = False
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -64,6 +68,13 @@ class Part:
     def bytes(self) -> int:
         """Bytes of one vector."""
         return self.length * self.ring // 8
+
+    def there(self, institutions: frozenset[str], k_min: int) -> frozenset[str] | None:
+        """The contributors among `institutions`; None where they are too few for this part."""
+        found = self.contributors & institutions
+        if len(found) < k_min or (self.together and found != self.contributors):
+            return None
+        return found
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ class Attempt:
         return tuple(
             p
             for p in self.sum(sum_name).parts
-            if institution in p.contributors and len(p.contributors & cohort) >= self.k_min
+            if institution in p.contributors and p.there(cohort, self.k_min) is not None
         )
 
     def opened_parts(self, sum_name: str, cohort: frozenset[str], alive: frozenset[str]) -> tuple[Part, ...]:
@@ -176,8 +187,8 @@ class Attempt:
         """
         opened: list[Part] = []
         for part in self.sum(sum_name).parts:
-            survivors = part.contributors & alive
-            if len(part.contributors & cohort) < self.k_min or len(survivors) < self.k_min:
+            survivors = part.there(alive, self.k_min)
+            if survivors is None or part.there(cohort, self.k_min) is None:
                 continue
             beside = [p.contributors & alive for p in opened if part.quantity and p.quantity == part.quantity]
             if subtracts_below(self.k_min, [*beside, survivors]) is None:

@@ -14,10 +14,11 @@ from security.secure_sum.errors import (
     DifferencingError,
     TooFewMembersError,
 )
-from security.secure_sum.spec import Sum
+from security.secure_sum.spec import Part, Sum
 from tests.security.secure_sum.adversary import Adversary
 from tests.security.secure_sum.harness import (
     NAMES,
+    World,
     make_attempt,
     part,
     refuses,
@@ -75,6 +76,23 @@ class TestRule9FloorsAndDifferencing:
         sums = [Sum("A", (part("all", NAMES, quantity="q"), part("six", NAMES[:6], quantity="q")))]
         assert set(ready(make_attempt(NAMES, sums=sums)).whole_sum("A")) == {"all", "six"}
         assert set(ready(make_attempt(NAMES, sums=sums)).whole_sum("A", NAMES[:8])) == {"all"}
+
+    @pytest.mark.parametrize("vanishes", ["before the upload", "before the list"])
+    def test_a_part_that_is_summed_together_opens_for_all_or_nobody(self, vanishes: str) -> None:
+        """The same counts over {1…5} in one round and {1…4} in the next: their difference is institution 5."""
+        counts = Part("counts", 64, 3, frozenset(FIVE), together=True)
+        attempt = make_attempt(FIVE, sums=[Sum("A", (part("x", FIVE), counts))])
+        assert set(ready(attempt).whole_sum("A")) == {"x", "counts"}
+        if vanishes == "before the list":
+            world = ready(attempt)
+            assert set(world.whole_sum("A", FIVE[:4])) == {"x"}
+            reads_only_agreed(world, Adversary(world, {COLLUDER}).hear(world.openings["A"]), [("A", "x")])
+            return
+        world = World(attempt)
+        world.deal(world.send_keys(), FIVE[:4])
+        world.accept()
+        world.enter("A", FIVE[:4])
+        assert [p.name for p in world["north"].uploads] == ["x"]
 
     @pytest.mark.parametrize(
         "cohorts",
