@@ -352,7 +352,7 @@ class LocalRun:
             rng = self._randomness.child(f"round/{state.number}")
             trajectory = self._trainer.train(weights, factors, eta, rng)
             self._recorder.trained(state.number, 0.0, trajectory.mean_loss, factors)
-            state.updates = dict(trajectory.updates)
+            state.updates = trajectory.checked(weights)
             state.private = {
                 name: weights[name] + delta for name, delta in state.updates.items() if name not in self._shared
             }

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from federation.layout import Layout
 from federation.plan import Plan
+from institution_node.errors import WeightsError
 from security.privacy.randomness import Randomness
 
 Float32 = npt.NDArray[np.float32]
@@ -32,6 +33,21 @@ class Trajectory:
     updates: Mapping[str, Float32]
     mean_loss: float
     steps: int
+
+    def checked(self, weights: Mapping[str, Float32]) -> dict[str, Float32]:
+        """The updates, if they are of exactly these components and sizes: one word fewer, and the weight behind them
+        would stand in a parameter's place in everybody's sum.
+
+        Raises:
+            WeightsError: they are not.
+        """
+        sizes = {name: vector.shape for name, vector in weights.items()}
+        if {name: delta.shape for name, delta in self.updates.items()} != sizes:
+            raise WeightsError(
+                "the trainer returned updates of other components or sizes than it was given.",
+                remedy="Report this as a fault of the trainer; the node joins the next round.",
+            )
+        return dict(self.updates)
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,15 @@ def test_somebody_else_at_the_coordinators_address_is_counted_and_left_alone(hos
 # -- an update that is no number -----------------------------------------------------------------------------------
 
 
+Float32 = npt.NDArray[np.float32]
+Damage = Callable[[dict[str, Float32]], None]
+
+
 class Broken:
     """A trainer one of whose numbers comes out wrong in round `when`, as from a faulty device."""
 
-    def __init__(self, inner: Trainer, value: float, when: int) -> None:
-        self._inner, self._value, self._left = inner, value, when
+    def __init__(self, inner: Trainer, damage: Damage, when: int) -> None:
+        self._inner, self._damage, self._left = inner, damage, when
 
     @property
     def patients(self) -> int:
@@ -166,7 +170,7 @@ class Broken:
 
     def train(
         self,
-        weights: Mapping[str, npt.NDArray[np.float32]],
+        weights: Mapping[str, Float32],
         step_factors: Mapping[str, float],
         learning_rate: float,
         rng: Randomness,
@@ -175,15 +179,41 @@ class Broken:
         self._left -= 1
         if self._left != 0:
             return made
-        made.updates["encoder/mrna"][3] = self._value
-        return made
+        updates = dict(made.updates)
+        self._damage(updates)
+        return Trajectory(updates, made.mean_loss, made.steps)
 
-    def evaluate(self, weights: Mapping[str, npt.NDArray[np.float32]]) -> Evaluation:
+    def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:
         return self._inner.evaluate(weights)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_update_that_is_none_costs_its_institution_that_round_and_nobody_else(tmp_path: Path, value: float) -> None:
+def with_value(value: float) -> Damage:
+    def change(updates: dict[str, Float32]) -> None:
+        updates["encoder/mrna"][3] = value
+
+    return change
+
+
+def shorter(updates: dict[str, Float32]) -> None:
+    updates["encoder/mrna"] = updates["encoder/mrna"][:-1]
+
+
+def another_component(updates: dict[str, Float32]) -> None:
+    updates["encoder/genome"] = updates.pop("encoder/mrna")
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        pytest.param(with_value(np.nan), "non-finite-update", id="nan"),
+        pytest.param(with_value(np.inf), "non-finite-update", id="infinite"),
+        pytest.param(shorter, "weights", id="wrong shape"),
+        pytest.param(another_component, "weights", id="unknown component"),
+    ],
+)
+def test_an_update_that_is_none_costs_its_institution_that_round_and_nobody_else(
+    tmp_path: Path, damage: Damage, code: str
+) -> None:
     plan = small_plan(7, rounds=3)
     federation = SmallFederation(plan)
     metrics = CoordinatorMetrics(CollectorRegistry())
@@ -193,13 +223,13 @@ def test_an_update_that_is_none_costs_its_institution_that_round_and_nobody_else
     victim = plan.roster[1]
 
     def broken(*arguments: Any) -> Trainer:
-        return Broken(trainer_for(*arguments), value, when=2)
+        return Broken(trainer_for(*arguments), damage, when=2)
 
     federation.works[victim]._make_trainer = broken  # type: ignore[assignment] # takes and passes on everything
     federation.enrol()
     assert federation.run_to_end() == "finished"
-    assert federation.withdrawals() == [(victim, 2, "non-finite-update")]
-    assert metrics.registry.get_sample_value("consilium_refusals_total", {"reason": "non-finite-update"}) == 1
+    assert federation.withdrawals() == [(victim, 2, code)]
+    assert metrics.registry.get_sample_value("consilium_refusals_total", {"reason": code}) == 1
     records = [json.loads(record) for record in federation.run.records()]
     assert [victim in r["sums"]["updates"]["alive"] for r in records[1:]] == [True, False, True]
     assert all(np.isfinite(federation.weights(name)).all() for name in federation.run.state.components)
