@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 
 class OperatorCallError(ConsiliumError):
-    """The coordinator refused an operator's call, or did not answer. `code` is the coordinator's."""
+    """The coordinator refused an operator's call, or did not answer."""
 
     code = "operator-call"
 
@@ -73,7 +73,7 @@ class OperatorLink:
     def _error(self, error: Any) -> OperatorCallError:
         import grpc
 
-        code, details = error.code(), error.details() or ""
+        code, details = error.code(), _plain(error.details() or "")
         if code is grpc.StatusCode.UNAVAILABLE:
             return OperatorCallError(
                 f"no coordinator answers at {self._address} ({details}).",
@@ -84,7 +84,12 @@ class OperatorLink:
                 f"the coordinator refuses this certificate ({details}).",
                 remedy="Use a certificate of role operator of this federation: `consilium pki show` tells.",
             )
-        return OperatorCallError(f"the coordinator answered {code.name}: {details}")
+        # "code: what is wrong Remedy: what to do", as the coordinator tells operators their own mistakes.
+        said, _, remedy = details.partition(" Remedy: ")
+        what = said or code.name.lower().replace("_", " ")
+        return OperatorCallError(
+            f"the coordinator refuses this: {what}", remedy=remedy or "See the coordinator's log for this code."
+        )
 
     def start(self, plan: bytes) -> bytes:
         """Starts a run; returns its digest."""
@@ -130,3 +135,8 @@ class OperatorLink:
             for part in self._stub.ExportModel(pb.ExportModelRequest(run=run, round=round_)):
                 files.setdefault(part.file, bytearray()).extend(part.chunk)
         return {name: bytes(data) for name, data in files.items()}
+
+
+def _plain(words: str) -> str:
+    """What came over the wire, fit for a terminal: a coordinator may lie, and must not be able to draw."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in words)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from consilium.v1 import service_pb2 as pb
 from prometheus_client import CollectorRegistry
 
 from deploy.bench_node import GeneratedVectors, generated_patients
+from federation.layout import Layout
+from federation.plan import Plan
 from institution_node.config import load_node_config
 from institution_node.grpc_link import GrpcLink
 from institution_node.local_run import LocalRun
@@ -44,6 +46,7 @@ from security.secure_sum.upload import MaskedUpload
 from security.tls import require_tls13_environment
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 VARIABLE = "CONSILIUM_TEST_DIE"
 
 
@@ -119,9 +122,19 @@ class _BreakingUpload:
 class FollowingVectors(GeneratedVectors):
     """Trains nothing: the update follows from institution and model alone, whatever was restarted in between."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._institution: str = arguments[2]
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        institution: str,
+        features: Mapping[str, Float32],
+        labels: Int64,
+        train_rows: Int64,
+        validation_rows: Int64,
+        device: str,
+    ) -> None:
+        super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows, device)
+        self._institution = institution
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness

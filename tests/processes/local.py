@@ -216,9 +216,7 @@ class Bench:
     def wait_for_audit(self, name: str, event: str, run: bytes) -> None:
         """Waits until a party has written an event about a run."""
         wanted = (event, run.hex())
-        until(
-            f"{event} at {name}", lambda: wanted in [(e["event"], e["fields"].get("plan")) for e in self.audit(name)]
-        )
+        until(f"{event} at {name}", lambda: wanted in [(e["event"], e["fields"].get("plan")) for e in self.audit(name)])
 
     def noised_patients(self, run: bytes, name: str) -> int:
         memory = json.loads((self.local.folder(name) / "state" / "runs" / f"{run.hex()}.json").read_text())

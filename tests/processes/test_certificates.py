@@ -1,4 +1,4 @@
-"""Certificates of every wrong kind, revoked and renewed under running processes: who sees what, and who does not care."""
+"""Certificates of every wrong kind, revoked and renewed under running processes: who sees what."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -52,10 +53,13 @@ def called(bench: Bench, key: bytes, certificate: bytes) -> tuple[grpc.StatusCod
     authority = (bench.local.folder("authority") / "ca.pem").read_bytes()
     credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     options = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.secure_channel(bench.local.address, credentials, options) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            InstitutionServiceStub(channel).GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=20)
-    return caught.value.code(), dict(caught.value.trailing_metadata() or ()).get(CODE_KEY, "")
+    with (
+        grpc.secure_channel(bench.local.address, credentials, options) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        InstitutionServiceStub(channel).GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=20)
+    error: Any = caught.value
+    return error.code(), dict(error.trailing_metadata() or ()).get(CODE_KEY, "")
 
 
 def test_wrong_certificates_are_refused_and_the_run_does_not_notice(bench: Bench, tmp_path: Path) -> None:

@@ -31,11 +31,11 @@ def signed_in(bench: Bench, name: str, run: bytes, round_number: int) -> list[tu
     return found
 
 
-def listed_without_gone(bench: Bench, **deadlines: float) -> tuple[bytes, Plan]:
+def listed_without_gone(bench: Bench, openings: float = 60.0) -> tuple[bytes, Plan]:
     """A run whose round 2 has a signed list of sum A without `GONE`, which is back; and a dead coordinator."""
     bench.start_coordinator("after-list-signed/2/updates")
     bench.start_node(GONE, dies="upload-updates/2")
-    plan = bench.plan(rounds=3, **deadlines)
+    plan = bench.plan(rounds=3, openings=openings)
     run = bench.begin(plan)
     bench.wait_killed(GONE)
     bench.start_node(GONE)
@@ -115,5 +115,7 @@ def test_a_coordinator_restored_from_an_earlier_round_is_refused(bench: Bench, l
         bench.wait_for_audit(name, "run-ended", run)
         since = bench.audit(name)[entries[name] :]
         assert not {"joined", "signed"} & {e["event"] for e in since}, json.dumps(since)
-        refusals += any(e["fields"]["reason"] in ("stale-attempt", "transcript") for e in since if e["event"] == "refused")
+        refusals += any(
+            e["fields"]["reason"] in ("stale-attempt", "transcript") for e in since if e["event"] == "refused"
+        )
     assert refusals > len(bench.names) - 6  # so few that the threshold cannot be reached
