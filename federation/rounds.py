@@ -217,8 +217,11 @@ class Cohorts:
         summed = self.summed(setup)
         updates = tuple(Part(name, 32, sizes[name] + 1, members) for name, members in summed.items())
         classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
+        # All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.
+        weight = "" if self.plan.proximity.kind == "cosine" else "proximity"
         parts = [
-            Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members) for s, members in self.evaluators(setup).items()
+            Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members, weight)
+            for s, members in self.evaluators(setup).items()
         ]
         metrics = statistics.metrics_length(classes, bins)
         # The validation patients are the same in every round, so their exact counts are summed over one cohort only.

@@ -279,10 +279,11 @@ class LocalRun:
             raise TranscriptError("the run's setup is not the one that this institution helped to make.")
         if self.institution not in setup.institutions:
             raise RoundError("this institution has no part in the run's setup.")
-        mine = [name for name, cohort in self._cohorts.patients.items() if self.institution in cohort]
-        least = max(1, memory.noised_patients)
-        if any(setup.patients.get(name, least) < least for name in mine):
-            raise TranscriptError("a total of patients is smaller than this institution's own part of it.")
+        # Against what everybody knows, at least one patient each, and never against this institution's own patients: a
+        # coordinator that tries one total after the other would learn them from which it refuses.
+        for name, cohort in self._cohorts.patients.items():
+            if setup.patients.get(name, len(cohort)) < len(cohort & setup.institutions):
+                raise TranscriptError("a total of patients is smaller than its number of institutions.")
         if memory.setup is None:
             self._remember(replace(memory, setup=setup))
 
@@ -380,7 +381,11 @@ class LocalRun:
         """α_i = ñ_i / N_c (METHOD.md, "One round", step 4)."""
         cohort = self._cohorts.name_of(self._cohorts.shared[component].owners)
         assert cohort is not None
-        return self._recall().noised_patients / self._setup.patients[cohort]
+        return self._share(cohort)
+
+    def _share(self, cohort: str) -> float:
+        """ñ_i over a cohort's total. 1 where a coordinator understates it: an error would tell by how much."""
+        return min(1.0, self._recall().noised_patients / self._setup.patients[cohort])
 
     def _step_factors(self) -> dict[str, float]:
         """κ·v of each component (METHOD.md, "DGB")."""
@@ -481,7 +486,7 @@ class LocalRun:
         if self.plan.proximity.kind == "size":
             assert self._layout is not None
             cohort = self._cohorts.name_of(self._layout.subsets[subset])
-            size = self._recall().noised_patients / self._setup.patients[cohort] if cohort else 0.0
+            size = self._share(cohort) if cohort else 0.0
         return proximity(proximity_settings(self.plan), state.dots, state.shares, components, size)
 
     def _keep_losses(self, by_subset: Mapping[str, LossPair], memory: RunMemory) -> None:

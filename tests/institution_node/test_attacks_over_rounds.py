@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
 from tests.coordinator.test_run import kind
+from tests.institution_node.test_session import VICTIM, edited, started, until
 from tests.small_federation import SmallFederation, small_plan
 
 
@@ -33,3 +35,41 @@ def test_who_vanishes_does_not_leave_its_validation_counts_behind(phase: str) ->
         for name in federation.plan.roster:
             if (2, "statistics") in federation.recorded[name]:
                 assert "metrics/other" not in federation.recorded[name][2, "statistics"].words
+
+
+@pytest.mark.parametrize("proximity", ["cosine", "size"])
+def test_no_total_of_patients_makes_an_institution_tell_its_own(proximity: str) -> None:
+    """A coordinator that understates N_c more and more would find ñ_i where an institution begins to refuse."""
+    for total in (7, 10**6):  # below any institution's own patients, and above all
+        federation = started(proximity={"kind": proximity})
+        name = federation.plan.roster[VICTIM]
+
+        honest = until(federation, 1, "make_keys", name)
+        assert federation.memory(name).noised_patients > 7
+
+        def change(start: round_pb2.RoundStart, total: int = total) -> None:
+            for cohort in start.setup.patients:
+                start.setup.patients[cohort] = total
+
+        session, work = federation.participants[name].session, federation.works[name]
+        reply = session.handle(edited(honest, change))
+        assert reply.message is not None
+        assert reply.message.WhichOneof("message") == "keys"
+        updates = work._round.sums[0]  # type: ignore[union-attr]  # a round was opened
+        sources = work.sources(updates, tuple(p for p in updates.parts if name in p.contributors))
+        assert sources
+        losses = [p for p in work._round.sums[1].parts if p.name.startswith("losses/")]  # type: ignore[union-attr]
+        assert {work._proximity(p.name.partition("/")[2]) >= 0 for p in losses if name in p.contributors} == {True}
+
+
+@pytest.mark.parametrize("proximity", ["inner", "size", "cosine"])
+def test_one_weight_over_several_subsets_is_one_quantity(proximity: str) -> None:
+    """Where p_i is the same for all of an institution's subsets, Σp over two cohorts tells of who is in one of them."""
+    federation = started(rounds=1, proximity={"kind": proximity})
+    name = federation.plan.roster[VICTIM]
+    until(federation, 1, "deal_shares", name)
+    attempt = federation.run.attempt.machine.attempt
+    cohort = frozenset(federation.plan.roster)
+    six = frozenset(federation.plan.roster[:-1])  # of the three who hold the first modality only, one is gone
+    opened = [p.name for p in attempt.opened_parts("statistics", cohort, six) if p.name.startswith("losses/")]
+    assert (len(opened) == 1) == (proximity != "cosine")
