@@ -2,7 +2,7 @@
 
 `python -m tests.processes.generating_node run --config node.toml`. CONSILIUM_TEST_DIE=place/round makes it end there as
 by `kill -9`, once: `keys` and `shares` before they leave, `training`, `upload-SUM` when the coordinator has a part of
-it, `signed-SUM` after the signature left.
+it, `signed-SUM` once it has signed.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class DyingLink(GrpcLink):
         kind = request.WhichOneof("message")
         if kind in ("keys", "shares"):
             DOOM.at(kind)
+        if kind == "opening":  # the others' signatures sufficed: this node signed for itself, and sends its shares
+            DOOM.at(f"signed-{DOOM.sum}")
         super().submit(request)
         if kind == "signature":
             DOOM.at(f"signed-{DOOM.sum}")

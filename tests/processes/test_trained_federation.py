@@ -151,7 +151,8 @@ def test_no_log_and_no_shareable_metric_shows_a_canary(trained: Trained) -> None
     for name in trained.names:
         shown[f"audit log of {name}"] = (trained.local.folder(name) / "state" / "audit.jsonl").read_bytes()
     shard = next(s for s in trained.data.shards if s.name == WITH_CANARIES)
-    canaries = [*shard.stages, PATIENT, NOTE, f"{GENE_VALUE:.4f}"[:-1], f"{GENE_VALUE:.7f}".replace(".", "")[:6]]
+    digits = f"{GENE_VALUE:.7f}"
+    canaries = [*shard.stages, PATIENT, NOTE, digits[:-1], digits.replace(".", "")[:-1]]  # as float32 it ends otherwise
     # The taps are open: what may be seen is there.
     assert {f"log of {p}" for p in ("coordinator", *trained.names)} <= set(shown)
     assert b"joined an attempt" in shown[f"log of {WITH_CANARIES}"]
