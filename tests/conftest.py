@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
 from security.tls import require_tls13_environment
 
 require_tls13_environment()
+
+
+@pytest.fixture(autouse=True)
+def _log_lines_of_one_test_only() -> Iterator[None]:
+    """A command under test sends the process's log lines to its own standard error, which is closed after it."""
+    yield
+    structlog.reset_defaults()
