@@ -6,38 +6,17 @@ What the node *permits* is not here but in `policy.toml` (`institution_node.poli
 from __future__ import annotations
 
 import ipaddress
-import re
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
 from federation import names
-from institution_node.toml_files import RelativePath, Table, load_toml
+from federation.settings_files import Address, Logging, RelativePath, Table, address_of
+from institution_node.toml_files import load_toml
 from security.errors import ConfigurationError
 
-_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
-
-
-class Address(NamedTuple):
-    """Host, without brackets, and port of a TCP address."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _address(value: object) -> Address:
-    how = 'write "host:port", such as "127.0.0.1:9464" or "[::1]:9464"'
-    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"must be an address with a port from 1 to 65535; {how}")
-    bare = host.removeprefix("[").removesuffix("]")
-    if _ip(bare) is None and (not _HOST.fullmatch(host) or bare != host):
-        raise ValueError(f"not the name or the address of a host; {how}")
-    return Address(bare, int(port))
+_ADDRESSES: Final = '"127.0.0.1:9464" or "[::1]:9464"'
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -111,19 +90,12 @@ class Metrics(Table):
     @field_validator("local", "shareable", mode="before")
     @classmethod
     def _read(cls, value: object) -> Address | None:
-        return None if value is None or value == "" else _address(value)
+        return None if value is None or value == "" else address_of(value, _ADDRESSES)
 
     @field_validator("local")
     @classmethod
     def _stays_inside(cls, value: Address | None) -> Address | None:
         return None if value is None else _local(value)
-
-
-class Logging(Table):
-    """`text` for people, `json` for a collector."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["text", "json"] = "text"
 
 
 class Testing(Table):
@@ -158,7 +130,7 @@ class NodeConfig(Table):
     @field_validator("coordinator", mode="before")
     @classmethod
     def _reach(cls, value: object) -> Address:
-        return _address(value)
+        return address_of(value, _ADDRESSES)
 
     @field_validator("institution", "federation")
     @classmethod

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from institution_node.config import Address
+from federation.settings_files import Address
 from institution_node.link import CoordinatorIdentityError, CoordinatorUnreachableError
 from security.certificate_errors import CertificateError
 from security.certificates import Role

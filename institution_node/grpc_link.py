@@ -14,8 +14,8 @@ from consilium.v1 import service_pb2 as pb
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
+from federation.settings_files import Address
 from federation.vectors import UploadMismatchError, UploadOffsetError
-from institution_node.config import Address
 from institution_node.grpc_channel import Connection
 from institution_node.link import (
     PROTOCOL_VERSION,

@@ -11,7 +11,8 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from federation.plan import Plan
-from institution_node.toml_files import Table, load_toml
+from federation.settings_files import Table
+from institution_node.toml_files import load_toml
 from security.errors import ConsiliumError
 from security.privacy.randomness import Randomness
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.config import Address, CoordinatorFileError, load_config
+from coordinator.config import CoordinatorFileError, load_config
+from federation.settings_files import Address
 from security.pki import Role
 from tests.coordinator.serving import AUTHORITY, Pass
 

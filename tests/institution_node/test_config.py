@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from institution_node.config import Address, load_node_config
+from federation.settings_files import Address
+from institution_node.config import load_node_config
 from institution_node.toml_files import NodeFileError
 
 GOOD = """\

@@ -16,7 +16,7 @@ from consilium.v1 import service_pb2 as pb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from institution_node.config import Address
+from federation.settings_files import Address
 from institution_node.grpc_link import LARGEST_CONTENT, GrpcLink
 from institution_node.guard import WorkFailedError, guarded
 from institution_node.library import LinkLibrary
