@@ -132,29 +132,31 @@ def _basis(columns: Sequence[_Column], prime: int) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class CohortHistory:
-    """Cohorts that this institution lately helped to open, by part: the guard against differences across rounds.
+    """Cohorts that this institution helped to open, by part: the guard against differences across rounds.
 
     Attributes:
-        recent: part name to its cohorts, newest last.
-        keep: how many rounds back a cohort counts as recent.
+        recent: part name to its cohorts, each once, newest last: whoever repeats one pushes out no other.
+        keep: how many different cohorts count as recent.
     """
 
     recent: Mapping[str, tuple[Cohort, ...]]
-    keep: int = 5
+    keep: int = 50
 
     def similar(self, opened: Mapping[str, Cohort], max_colluders: int) -> tuple[str, ...]:
-        """Parts whose cohort differs from a recent one by 1 to max_colluders + 1 members."""
+        """Parts whose cohort differs from a recent one by 1 to max_colluders + 1 members, and was not opened before."""
         return tuple(
             part
             for part, cohort in opened.items()
-            if any(0 < len(cohort ^ old) <= max_colluders + 1 for old in self.recent.get(part, ()))
+            if cohort not in self.recent.get(part, ())
+            and any(0 < len(cohort ^ old) <= max_colluders + 1 for old in self.recent.get(part, ()))
         )
 
     def with_opened(self, opened: Mapping[str, Cohort]) -> CohortHistory:
         """The history after one more round."""
-        return CohortHistory(
-            {**self.recent, **{p: (*self.recent.get(p, ()), c)[-self.keep :] for p, c in opened.items()}}, self.keep
-        )
+        later = {
+            part: (*(o for o in self.recent.get(part, ()) if o != c), c)[-self.keep :] for part, c in opened.items()
+        }
+        return CohortHistory({**self.recent, **later}, self.keep)
 
 
 SimilarCohorts = Literal["log", "withhold"]

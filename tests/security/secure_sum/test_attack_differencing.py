@@ -144,3 +144,13 @@ class TestRule9FloorsAndDifferencing:
         assert history.similar({"y": frozenset(FIVE[:4])}, 1) == ()
         later = history.with_opened({"x": frozenset("abc")}).with_opened({"x": frozenset("def")})
         assert later.similar({"x": frozenset(FIVE[:4])}, 1) == ()
+
+    def test_a_cohort_that_is_repeated_does_not_push_another_out_of_memory(self) -> None:
+        """With the model held still, five rounds over others would make an institution forget what it opened."""
+        history = CohortHistory({}, keep=2).with_opened({"x": frozenset(NAMES)})
+        for _ in range(10):
+            history = history.with_opened({"x": frozenset(NAMES[:5])})
+        assert history.similar({"x": frozenset(NAMES[:-1])}, 1) == ("x",)
+        assert history.similar({"x": frozenset(NAMES)}, 1) == ()
+        both = history.with_opened({"x": frozenset(NAMES[:-1])}).with_opened({"x": frozenset(NAMES)})
+        assert both.similar({"x": frozenset(NAMES[:-1])}, 1) == ()  # said once: it is known by then
