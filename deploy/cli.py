@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="consilium",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback is a fault of ours, and shows no local variables
     rich_markup_mode="markdown",
-    help="Operate a Consilium federation: certificates, plans, runs and models.",
+    help="Operate a Consilium federation: certificates, plans, runs and models.\n\n"
+    "First `pki` makes the members' certificates, then `plan check` a plan, then `run start` and `run watch` it, then "
+    "`export` the model.",
 )
 plan_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Check a plan before anybody runs it.")
 run_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Start, watch and stop runs.")
@@ -31,7 +35,7 @@ app.add_typer(run_app, name="run")
 
 PlanFile = Annotated[Path, typer.Argument(help="The plan, a TOML file.", show_default=False)]
 Address = Annotated[
-    str, typer.Option("--coordinator", envvar="CONSILIUM_COORDINATOR", help="host:port of the coordinator.")
+    str, typer.Option("--coordinator", envvar="CONSILIUM_COORDINATOR", help="Where the coordinator is, host:port.")
 ]
 Folder = Annotated[
     Path,
@@ -42,7 +46,11 @@ Folder = Annotated[
     ),
 ]
 RunName = Annotated[
-    str, typer.Argument(help="Digest of the run or the beginning of it; empty: the newest.", show_default=False)
+    str,
+    typer.Argument(
+        help="The run's digest or its first characters, see `consilium run status`. Left out: the newest run.",
+        show_default=False,
+    ),
 ]
 
 
@@ -98,7 +106,9 @@ def find_run(link: OperatorLink, name: str) -> bytes:
 @user_errors()
 def plan_check(
     path: PlanFile,
-    out: Annotated[Path | None, typer.Option(help="Also write the exact bytes that nodes will be sent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the plan's exact bytes, of which the digest is, to this file.")
+    ] = None,
 ) -> None:
     """Checks a plan, describes it, and prints the digest that institutions accept in their policy."""
     from federation.plan import digest
@@ -127,7 +137,7 @@ def run_start(path: PlanFile, coordinator: Address = "localhost:8443", identity:
 @run_app.command("status")
 @user_errors()
 def run_status(run: RunName = "", coordinator: Address = "localhost:8443", identity: Folder = Path("operator")) -> None:
-    """Shows all runs, and where one of them stands."""
+    """Lists all runs, and shows where one of them stands, institution by institution."""
     with connect(coordinator, identity) as link:
         for r in link.runs():
             state = f"{r.status}{': ' + r.reason if r.reason else ''}"
@@ -152,7 +162,12 @@ def run_watch(run: RunName = "", coordinator: Address = "localhost:8443", identi
 @run_app.command("stop")
 @user_errors()
 def run_stop(
-    run: Annotated[str, typer.Argument(help="Digest of the run, or the beginning of it.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="The run's digest or its first characters, as `consilium run status` lists them.", show_default=False
+        ),
+    ],
     reason: Annotated[str, typer.Option(help="Shown to every institution.")] = "stopped by the operator",
     coordinator: Address = "localhost:8443",
     identity: Folder = Path("operator"),
@@ -176,9 +191,17 @@ def nodes(run: RunName = "", coordinator: Address = "localhost:8443", identity: 
 @app.command("export")
 @user_errors()
 def export(
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
-    run: Annotated[str, typer.Option(help="Digest of the run or the beginning of it; empty: the newest.")] = "",
-    round_: Annotated[int, typer.Option("--round", help="0: the plan's choice, best or last.")] = 0,
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write the model into; made if it is not there.", show_default=False)
+    ],
+    run: Annotated[str, typer.Option(help="The run's digest or its first characters. Left out: the newest run.")] = "",
+    round_: Annotated[
+        int,
+        typer.Option(
+            "--round",
+            help="Which committed round. 0: the one that the plan asks for (evaluation.select: best or last).",
+        ),
+    ] = 0,
     coordinator: Address = "localhost:8443",
     identity: Folder = Path("operator"),
 ) -> None:

@@ -146,7 +146,7 @@ def _problem(
     kind = item["type"]
     context = item.get("ctx", {})
     if kind == "missing":
-        return wrong(f"{name} is missing.", remedy=f"Write {name} = ….", place=place)
+        return wrong(f"{name} is missing.", remedy=f"Write `{name} = …`.", place=place)
     if kind == "extra_forbidden":
         owner = model_at(where[:-1], model)
         known = tuple(owner.model_fields) if owner else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,12 +46,15 @@ class Finding:
         return f"{line}\n{'':<10} remedy: {self.remedy}" if self.remedy else line
 
 
-def check_node(config: NodeConfig, plan: Plan | None = None) -> Iterator[Finding]:
+def check_node(
+    config: NodeConfig, plan: Plan | None = None, seen: Callable[[Plan], None] = lambda plan: None
+) -> Iterator[Finding]:
     """Tries everything; what depends on something that failed is left out, and said so.
 
     Args:
         config: from node.toml.
         plan: the plan to check data and policy against; the one that the coordinator offers by default.
+        seen: given the plan, whichever it is, before it is held against policy and data.
 
     Returns:
         Findings as they come. Counts of patients are in them: for this screen alone.
@@ -76,7 +79,7 @@ def check_node(config: NodeConfig, plan: Plan | None = None) -> Iterator[Finding
         yield _policy(policy)
     offered: bytes | None = None
     if material is None or own is None:
-        yield Finding("coordinator", None, "needs a certificate that is right.")
+        yield Finding("coordinator", None, "only a node with a certificate that is right may call.")
     else:
         try:
             offered = yield from _coordinator(config, material, now)
@@ -90,9 +93,11 @@ def check_node(config: NodeConfig, plan: Plan | None = None) -> Iterator[Finding
             yield _wrong("plan", error)
             return
     if plan is None:
-        yield Finding("plan", None, "the coordinator offers none now; give the file of one with --plan.")
-        yield Finding("data", None, "which columns are needed is said by a plan.")
+        why = "the coordinator was not reached" if offered is None else "the coordinator offers none now"
+        yield Finding("plan", None, f"{why}; give the file of one with --plan.")
+        yield Finding("data", None, "a plan says which columns are needed.")
         return
+    seen(plan)
     if policy is not None and own is not None:
         yield from _plan(plan, policy, own)
     yield _data(config, plan)
@@ -125,11 +130,12 @@ def _validity(subject: str, identity: Identity, now: datetime) -> Finding:
 
 
 def _policy(policy: Policy) -> Finding:
-    accepted = len(policy.accepted_plans)
+    count = len(policy.accepted_plans)
+    accepted = {0: "no plan accepted yet", 1: "1 plan accepted"}.get(count, f"{count} plans accepted")
     epsilon = f", largest ε {policy.epsilon_max:g}" if policy.epsilon_max is not None else ""
     public = "; the data is marked PUBLIC" if policy.data_is_public else ""
     return Finding(
-        "policy", True, f"{accepted} accepted plans, sums of at least {policy.smallest_sum}{epsilon}{public}"
+        "policy", True, f"{accepted}; sums over at least {policy.smallest_sum} institutions{epsilon}{public}"
     )
 
 
@@ -166,7 +172,8 @@ def _refused(refusal: PolicyRefusal, policy: Policy, run: bytes) -> Finding:
     if refusal.rule == "accepted_plans":
         listed = ", ".join(f'"{each}"' for each in (*policy.accepted_plans, run.hex()))
         remedy = (
-            f"Review the plan with `consilium plan check`; to accept it, policy.toml reads\naccepted_plans = [{listed}]"
+            "Read it with `consilium-node check --describe`; to accept it, policy.toml must have this line:\n"
+            f"accepted_plans = [{listed}]"
         )
     return Finding("plan", False, f"{refusal.message} (rule {refusal.rule})", remedy)
 

@@ -37,10 +37,11 @@ class Format(StrEnum):
 
 
 ConfigFile = Annotated[
-    Path, typer.Option("--config", "-c", envvar="CONSILIUM_NODE_CONFIG", help="The node's node.toml.")
+    Path, typer.Option("--config", "-c", envvar="CONSILIUM_NODE_CONFIG", help="This node's file, node.toml.")
 ]
 PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="Another policy.toml than node.toml names.", show_default=False)
+    Path | None,
+    typer.Option("--policy", help="Use this policy.toml, not the one that node.toml names.", show_default=False),
 ]
 
 
@@ -61,8 +62,12 @@ def check(
     config: ConfigFile = Path("node.toml"),
     policy: PolicyFile = None,
     plan: Annotated[
-        Path | None, typer.Option(help="Check against this plan (TOML) instead of the coordinator's.")
+        Path | None, typer.Option(help="Check against this plan (TOML) instead of the one the coordinator offers.")
     ] = None,
+    describe: Annotated[
+        bool,
+        typer.Option("--describe", help="Also print the whole plan in words: read this before you accept its digest."),
+    ] = False,
 ) -> None:
     """Try everything that the node needs, and say what to mend.
 
@@ -75,7 +80,14 @@ def check(
 
     configure_logging(level=logging.CRITICAL)  # what is found is printed
     wrong = False
-    for finding in check_node(settings, _read_plan(plan) if plan is not None else None):
+
+    def show(found: Plan) -> None:
+        if describe:
+            from federation.plan_describe import describe as in_words
+
+            typer.echo(in_words(found))
+
+    for finding in check_node(settings, _read_plan(plan) if plan is not None else None, show):
         typer.echo(str(finding))
         wrong |= finding.good is False
     raise typer.Exit(1 if wrong else 0)
@@ -88,7 +100,10 @@ def run(
     policy: PolicyFile = None,
     accept_new_data: Annotated[
         bool,
-        typer.Option("--accept-new-data", help="The tables changed since the run began, and that is meant. Use once."),
+        typer.Option(
+            "--accept-new-data",
+            help="Accept that the tables changed since the run began (data-changed). Give it once.",
+        ),
     ] = False,
 ) -> None:
     """Take part in the federation's runs, until SIGTERM or Ctrl-C.
@@ -108,15 +123,29 @@ def run(
 @app.command()
 @user_errors()
 def predict(
-    model: Annotated[Path, typer.Option(help="Folder of a model, from a run's end or `consilium export`.")],
-    table: Annotated[
-        list[str], typer.Option(help="modality=file, such as mrna=new.csv; repeat it for every table there is.")
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of a model: from `consilium export`, or models/ in the node's state folder after a run."
+        ),
     ],
-    id_column: Annotated[str, typer.Option(help="Column of patient identifiers.")] = "case_id",
-    format: Annotated[Format, typer.Option(help="Of the predictions.")] = Format.CSV,  # noqa: A002 - the option's name
-    out: Annotated[Path | None, typer.Option(help="File to write, for its owner only; else the screen.")] = None,
+    table: Annotated[
+        list[str],
+        typer.Option(
+            help="A table of patients, as modality=file: --table mrna=new.csv. Repeat it for every table there is."
+        ),
+    ],
+    id_column: Annotated[str, typer.Option(help="Column of patient identifiers, in every table.")] = "case_id",
+    format: Annotated[Format, typer.Option(help="How to write the predictions.")] = Format.CSV,  # noqa: A002 - the option's name
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, readable by its owner only. Left out: the screen.")
+    ] = None,
 ) -> None:
-    """Stage patients from whatever modalities each one has."""
+    """Stage patients from whatever modalities each one has.
+
+    Prints one row per patient with the probability of each stage and what the prediction rests on. Patients who cannot
+    be staged are listed with the reason. Nothing is sent anywhere.
+    """
     from institution_node.data import read_features
     from institution_node.model_folder import read_model
     from institution_node.predict import predict as stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,18 @@ def test_a_file_as_it_should_be(config: Path) -> None:
     assert found.state == config.parent / "state"
     assert found.tls.files().key == config.parent / "key.pem"
     assert (found.metrics, found.database, found.logging.level) == (None, "", "info")
+
+
+def test_the_example_in_the_docs_has_every_key(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "example-coordinator.toml").read_text()
+    (tmp_path / "coordinator.toml").write_text(re.sub(r"(?m)^# (\w+ = )", r"\1", text))  # those left out as well
+    found = load_config(tmp_path / "coordinator.toml")
+    assert found.tls.revocations == tmp_path / "revoked.txt"
+    for table in (found, found.tls, found.metrics, found.logging):
+        assert table is not None
+        assert table.model_fields_set == set(type(table).model_fields)
+    (tmp_path / "coordinator.toml").write_text(text)
+    assert load_config(tmp_path / "coordinator.toml").database == ""
 
 
 @pytest.mark.parametrize(

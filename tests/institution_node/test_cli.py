@@ -173,6 +173,20 @@ def test_check_says_which_line_to_add_for_the_plan(hospital: Hospital) -> None:
     assert f'accepted_plans = ["{"0" * 64}", "{digest(hospital.coordinator.plan).hex()}"]' in output
 
 
+def test_check_describes_the_plan_before_it_is_accepted(hospital: Hospital) -> None:
+    """The hospital has no file of the plan: what it accepts it must be able to read here."""
+    (hospital.folder / "policy.toml").write_text("accepted_plans = []\n")
+    code, output = hospital.check()
+    assert code == 1
+    assert "check --describe" in output
+    assert "Secure sums" not in output
+    code, output = hospital.check("--describe")
+    assert code == 1
+    assert f"Run '{hospital.plan.run}' of federation" in output
+    assert "Secure sums" in output
+    assert digest(hospital.plan.to_bytes()).hex() in output
+
+
 def test_check_lists_every_rule_that_the_plan_breaks(hospital: Hospital) -> None:
     (hospital.folder / "policy.toml").write_text("k_min = 4\nepsilon_max = 1.0\n")
     code, output = hospital.check()
@@ -219,6 +233,7 @@ def test_check_where_nobody_answers_still_checks_data_with_a_plan_of_ones_own(
     code, output = hospital.check()
     assert code == 1
     assert "cannot be reached" in output
+    assert "the coordinator was not reached" in lines_of(output, "plan")[0]
     assert lines_of(output, "data")[0].startswith("NOT TRIED")
     bad = tmp_path / "plan.toml"
     bad.write_text("federation = 3\n")

@@ -78,7 +78,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ('"brca-1"', '"BRCA 1"', 2, "is not a legal name", "lower-case"),
         ('labels = "data/labels.csv"', "labels = 3", 12, "must be a path in quotes", "Correct the value"),
         ('"data/mrna.parquet"', '""', 16, "the path is empty", "Correct the value"),
-        ('key = "/etc/consilium/node.key"\n', "", 6, "tls.key is missing", "Write tls.key"),
+        ('key = "/etc/consilium/node.key"\n', "", 6, "tls.key is missing", "Write `tls.key = …`"),
         ("threads = 2", "threads 2", 21, "not valid TOML", "Mend the line"),
     ],
 )  # fmt: skip
