@@ -136,7 +136,7 @@ class LocalRun:
         self._randomness = randomness.child(f"run/{self.plan.run}")
         self._device = device
         self._ledger = ledger
-        self._charges = Charges(ledger, self.run.hex())
+        self._charges = Charges(ledger, self.run.hex(), self.plan.differential_privacy.epsilon)
         self._recorder = recorder or Recorder()
         self._cohorts = Cohorts(self.plan)
         self._round: _Round | None = None

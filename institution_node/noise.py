@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from federation.fixed_point import StatisticsEncoding
+from security.privacy.accountant import Accountant
 from security.privacy.events import GaussianRelease, PrivacyEvent
-from security.privacy.ledger import PrivacyLedger
+from security.privacy.ledger import BudgetExceededError, PrivacyLedger
 from security.privacy.mechanisms import add_discrete_gaussian, rounded_sensitivity
 from security.privacy.randomness import Randomness
 
@@ -18,21 +19,33 @@ class Charges:
     """One run's way to the ledger: spend first, release after. Without a ledger nothing is charged.
 
     Args:
-        ledger: None where the plan has no differential privacy.
+        ledger: None where the plan has no differential privacy. Its own limit is the institution's, over all runs.
         run: hex.
+        limit: the plan's epsilon, for this run alone: what its accepted digest says that it spends at most.
     """
 
-    def __init__(self, ledger: PrivacyLedger | None, run: str) -> None:
-        self._ledger, self._run = ledger, run
+    def __init__(self, ledger: PrivacyLedger | None, run: str, limit: float) -> None:
+        self._ledger, self._run, self._limit = ledger, run, limit
+        self._own = Accountant(c.event for c in ledger.charges if c.run == run) if ledger is not None else Accountant()
 
     def spend(self, purpose: str, round_: int, event: PrivacyEvent) -> None:
         """Charges a release that is about to be made.
 
         Raises:
-            BudgetExceededError: it would pass the institution's limit; nothing is charged.
+            BudgetExceededError: it would pass the plan's epsilon or the institution's limit; nothing is charged.
         """
-        if self._ledger is not None:
-            self._ledger.reserve(purpose, self._run, round_, event, key=None)
+        if self._ledger is None:
+            return
+        after, delta = self._own.copy(), self._ledger.spent()[1]
+        after.add(event)
+        would_be = after.epsilon(delta)
+        if not would_be <= self._limit * (1 + 1e-9):  # so written, a NaN is refused too
+            spent = self._own.epsilon(delta)
+            raise BudgetExceededError(
+                spent=spent, would_be=would_be, limit=self._limit, delta=delta, place="differential_privacy.epsilon"
+            )
+        self._ledger.reserve(purpose, self._run, round_, event, key=None)
+        self._own = after
 
 
 def add_noise(
