@@ -391,35 +391,9 @@ def encode_statistics(
     return rounded.astype(np.int64).view(np.uint64)
 
 
-def clip_statistics(values: Float64Array, bounds: Float64Array | float) -> tuple[Float64Array, int]:
-    """Clips to `±bounds` what may be clipped (losses, not counts); returns the clipped copy and how many
-    changed.
-
-    NaN stays NaN, for `encode_statistics` to refuse.
-    """
-    clipped: Float64Array = np.clip(values, -np.asarray(bounds), np.asarray(bounds))
-    return clipped, int(np.count_nonzero((clipped != values) & ~np.isnan(values)))
-
-
 def decode_statistics(words: Uint64Array, encoding: StatisticsEncoding) -> Float64Array:
     """The sums behind opened words: float64[n], within `contributors/2` words of the true sums (exact for
     integers below 2^53)."""
     _check_array(words, np.uint64, None, "words")
     decoded: Float64Array = words.view(np.int64).astype(np.float64) / encoding.scale
     return decoded
-
-
-def decode_counts(words: Uint64Array, encoding: StatisticsEncoding) -> npt.NDArray[np.int64]:
-    """The exact integer sums behind opened words.
-
-    Raises:
-        ConfigurationError: a word is no whole number: the encoding is not the one it was made with.
-    """
-    _check_array(words, np.uint64, None, "words")
-    signed = words.view(np.int64)
-    counts = signed >> np.int64(encoding.resolution_bits)
-    if not np.array_equal(counts << np.int64(encoding.resolution_bits), signed):
-        raise ConfigurationError(
-            "an opened count is not a whole number.", remedy="Decode counts with the encoding that made them."
-        )
-    return counts

@@ -109,19 +109,9 @@ class Policy(Table):
         """Fewest survivors of a sum that this institution helps to open."""
         return self.k_min or (1 if self.data_is_public else PRIVATE_K_MIN)
 
-    def k_min_of(self, plan: Plan) -> int:
-        """The stricter of the plan's and the policy's floor."""
-        return max(self.smallest_sum, plan.secure_sum.k_min)
-
     def similar_cohorts_of(self, plan: Plan) -> Literal["log", "withhold"]:
         """The stricter of what plan and policy say about similar cohorts."""
         return "withhold" if "withhold" in (self.similar_cohorts, plan.secure_sum.similar_cohorts) else "log"
-
-    def epsilon_of(self, plan: Plan) -> float:
-        """Most that a run of the plan may spend here: the stricter of plan and policy. Infinite without DP."""
-        if not plan.differential_privacy.enabled:
-            return float("inf")
-        return min(plan.differential_privacy.epsilon, self.epsilon_max or float("inf"))
 
     def check(self, plan: Plan, plan_digest: bytes, own: NodeIdentity) -> None:
         """Returns if this institution takes part in the plan.

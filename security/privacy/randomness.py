@@ -174,13 +174,3 @@ def numpy_generator(rng: Randomness) -> np.random.Generator:
     """
     words = uniform64(rng, 6)
     return np.random.Generator(np.random.Philox(key=words[:2], counter=words[2:]))
-
-
-def torch_seed(rng: Randomness) -> int:
-    """A fresh seed in `[0, 2**63)` for `torch.Generator.manual_seed`: dropout masks and initial private
-    weights.
-
-    Never for noise: torch's CPU generator is a Mersenne Twister that keeps 32 bits of its seed, so whoever
-    tries all of them can subtract what it drew.
-    """
-    return int.from_bytes(rng.bytes(8), "little") >> 1

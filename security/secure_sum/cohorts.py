@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 from security.secure_sum.errors import DifferencingError
 
@@ -157,6 +157,3 @@ class CohortHistory:
             part: (*(o for o in self.recent.get(part, ()) if o != c), c)[-self.keep :] for part, c in opened.items()
         }
         return CohortHistory({**self.recent, **later}, self.keep)
-
-
-SimilarCohorts = Literal["log", "withhold"]

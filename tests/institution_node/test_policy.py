@@ -129,8 +129,10 @@ def test_a_policy_only_tightens(
             "similar_cohorts": words[withhold],
         }
     )
-    assert policy.k_min_of(plan) >= max(plan_k_min, k_min)
-    assert policy.epsilon_of(plan) == min(epsilon, epsilon_max or inf)
+    refused = {refusal.rule for refusal in policy.refusals(plan, digest(plan.to_bytes()), own(plan))}
+    assert ("k_min" in refused) == (plan_k_min < policy.smallest_sum)
+    assert policy.smallest_sum >= k_min
+    assert ("epsilon_max" in refused) == (epsilon > (epsilon_max or inf))
     assert policy.similar_cohorts_of(plan) == words[withhold or plan_withholds]
 
 
