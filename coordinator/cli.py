@@ -35,7 +35,10 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    Path, typer.Option("--config", "-c", help="The coordinator's file, coordinator.toml.", show_default=True)
+    Path,
+    typer.Option(
+        "--config", "-c", help="The coordinator's file; docs/example-coordinator.toml is one.", show_default=True
+    ),
 ]
 DEFAULT: Final = Path("coordinator.toml")
 

@@ -77,6 +77,13 @@ def connect(address: str, folder: Path) -> OperatorLink:
     """The coordinator, with the operator's certificate in `folder`."""
     from deploy.operator_link import OperatorLink
 
+    if not (folder / "key.pem").exists():
+        raise ConfigurationError(
+            f"there is no operator's key in {folder}.",
+            remedy="Name the operator's folder with --identity or CONSILIUM_OPERATOR; "
+            "`consilium pki issue --role operator` makes one.",
+            place=str(folder / "key.pem"),
+        )
     revocations = folder / "revoked.txt"
     files = TlsFiles(
         folder / "certificate.pem",
