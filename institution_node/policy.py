@@ -29,6 +29,7 @@ Rule = Literal[
     "k_min",
     "differential_privacy",
     "epsilon_max",
+    "delta_max",
     "allow_seeded_randomness",
 ]
 
@@ -67,6 +68,8 @@ class Policy(Table):
         accepted_plans: digests (64 hex digits) of the plans that may run here; nothing else runs.
         k_min: fewest survivors of a sum; never below 3 unless the data is public.
         epsilon_max: most privacy loss of one plan; where it is given, a plan without differential privacy is refused.
+        delta_max: largest δ that ε may be stated at, where `epsilon_max` is given: at a δ of 0.1 one patient in ten may be
+            shown outright, and every ε is small.
         data_is_public: the tables hold nothing that needs protection: tests, studies, the bench.
         similar_cohorts: `withhold` does so even where the plan only logs.
         allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.
@@ -75,6 +78,7 @@ class Policy(Table):
     accepted_plans: tuple[str, ...] = ()
     k_min: Annotated[int, Field(ge=1, le=100)] | None = None
     epsilon_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    delta_max: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 1e-5
     data_is_public: bool = False
     similar_cohorts: Literal["log", "withhold"] = "log"
     allow_seeded_randomness: bool = False
@@ -216,6 +220,12 @@ class Policy(Table):
                     "epsilon_max",
                     f"the plan may spend ε = {privacy.epsilon:g}, more than the {self.epsilon_max:g} allowed here.",
                     f"Ask for a plan with epsilon of at most {self.epsilon_max:g}.",
+                )
+            if privacy.enabled and privacy.delta > self.delta_max:
+                refuse(
+                    "delta_max",
+                    f"the plan states its ε at δ = {privacy.delta:g}, more than the {self.delta_max:g} allowed here.",
+                    f"Ask for a plan with delta of at most {self.delta_max:g}, well below one over the patients.",
                 )
         return broken
 

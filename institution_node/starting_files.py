@@ -66,6 +66,9 @@ k_min = 3
 # differential privacy are refused.
 # epsilon_max = 8.0
 
+# Largest δ that such an ε may be stated at; well below one over the number of patients.
+# delta_max = 1e-5
+
 # "withhold": do not sign for a cohort that differs from a recent one by one or two institutions.
 # similar_cohorts = "withhold"
 """

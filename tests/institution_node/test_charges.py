@@ -29,6 +29,6 @@ def test_a_run_spends_no_more_than_its_plan_says_though_the_institution_would_al
 def test_the_institutions_limit_holds_over_all_runs(tmp_path: Path) -> None:
     with PrivacyLedger(tmp_path / "ledger", limit_epsilon=0.8, delta=1e-5, clock=lambda: 0.0) as ledger:
         Charges(ledger, "one", 5.0).spend("counts", 0, HALF)
-        with pytest.raises(BudgetExceededError, match="0.8"):
+        with pytest.raises(BudgetExceededError, match=r"limit 0\.8"):
             Charges(ledger, "two", 5.0).spend("counts", 0, HALF)
         assert len(ledger.charges) == 1

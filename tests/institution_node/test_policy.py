@@ -58,6 +58,8 @@ def test_an_accepted_plan_may_run(fields: dict[str, Any]) -> None:
         ("backend", {"secure_sum": {"backend": "none"}}, {}, {}),
         ("differential_privacy", {}, {"epsilon_max": 8.0}, {}),
         ("epsilon_max", {"differential_privacy": PRIVATE}, {"epsilon_max": 3.9}, {}),
+        ("delta_max", {"differential_privacy": {**PRIVATE, "delta": 0.1}}, {"epsilon_max": 8.0}, {}),
+        ("delta_max", {"differential_privacy": PRIVATE}, {"epsilon_max": 8.0, "delta_max": 1e-6}, {}),
     ],
 )
 def test_each_rule_refuses_alone(
