@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -73,7 +74,7 @@ class Layout:
 def linear_tensors(widths: tuple[int, ...]) -> tuple[TensorSpec, ...]:
     """Tensors of a fully connected stack: widths[0] inputs to widths[-1] outputs."""
     tensors: list[TensorSpec] = []
-    for k, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (fan_in, fan_out) in enumerate(pairwise(widths)):
         tensors.append(TensorSpec(f"{k}.weight", (fan_out, fan_in), "uniform_fan_in", fan_in))
         tensors.append(TensorSpec(f"{k}.bias", (fan_out,), "uniform_fan_in", fan_in))
     return tuple(tensors)

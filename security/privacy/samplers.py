@@ -98,9 +98,7 @@ def discrete_gaussian(sigma2: Fraction | int, rng: Randomness) -> int:
 # --- many at once ---
 
 
-def discrete_laplaces(
-    scale: Fraction | int, count: int, rng: Randomness, *, margin: float = MARGIN
-) -> Integers:
+def discrete_laplaces(scale: Fraction | int, count: int, rng: Randomness, *, margin: float = MARGIN) -> Integers:
     """`count` independent draws of `discrete_laplace`, shape `(count,)`.
 
     Args:
@@ -126,9 +124,7 @@ def discrete_laplaces(
     return _collect(attempt, count)
 
 
-def discrete_gaussians(
-    sigma2: Fraction | int, count: int, rng: Randomness, *, margin: float = MARGIN
-) -> Integers:
+def discrete_gaussians(sigma2: Fraction | int, count: int, rng: Randomness, *, margin: float = MARGIN) -> Integers:
     """`count` independent draws of `discrete_gaussian`, shape `(count,)`; `margin` as in `discrete_laplaces`.
 
     Raises:
