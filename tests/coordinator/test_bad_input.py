@@ -3,9 +3,8 @@ nothing changed; and the sum under way opens as if nothing had been said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,30 +17,12 @@ from security.secure_sum import derive
 from security.secure_sum.messages import MAX_PAYLOAD_BYTES, KeyMessage, Signed, UploadHeader
 from security.secure_sum.spec import Context
 from tests.coordinator.members import Follower, request_for
-from tests.coordinator.parties import NAMES, PLAN, RUN, Connections, Party, finish_sum, pieces, start, to_uploads
+from tests.coordinator.parties import NAMES, PLAN, RUN, Party, finish_sum, pieces, to_uploads
 from tests.coordinator.serving import SECONDS, Serving, code_of, institution
 from tests.plans import example_identity
 
 Code = grpc.StatusCode
 Request = Callable[[Party], pb.SubmitRequest]
-
-
-@pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    coordinator = Serving(tmp_path)
-    yield coordinator
-    coordinator.close()
-
-
-@pytest.fixture
-def parties(serving: Serving) -> Iterator[list[Party]]:
-    """Everybody enrolled in a run, keys not yet sent."""
-    start(serving)
-    with Connections(serving) as stubs:
-        everybody = [Party(stub, name) for stub, name in zip(stubs, NAMES, strict=True)]
-        for party in everybody:
-            assert party.enrol() == ""
-        yield everybody
 
 
 def signed_by(party: Party, tag: str, payload: bytes) -> Any:

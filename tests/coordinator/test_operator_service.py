@@ -23,13 +23,6 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    coordinator = Serving(tmp_path)
-    yield coordinator
-    coordinator.close()
-
-
-@pytest.fixture
 def operator(serving: Serving) -> Iterator[OperatorServiceStub]:
     with serving.as_operator(OPERATOR) as stub:
         yield stub

@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,28 +23,10 @@ from federation.rounds import opened_by
 from security.pki import Role
 from security.signing import IdentityKey
 from tests.coordinator.members import Follower, request_for
-from tests.coordinator.parties import NAMES, PLAN, RUN, Connections, Party, finish_sum, pieces, start, to_uploads
+from tests.coordinator.parties import NAMES, PLAN, RUN, Party, finish_sum, pieces, start, to_uploads
 from tests.coordinator.serving import FOREIGN, NOW, OPERATOR, SECONDS, Pass, Serving, code_of, institution
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    coordinator = Serving(tmp_path)
-    yield coordinator
-    coordinator.close()
-
-
-@pytest.fixture
-def parties(serving: Serving) -> Iterator[list[Party]]:
-    """Everybody enrolled in a run, keys not yet sent."""
-    start(serving)
-    with Connections(serving) as stubs:
-        everybody = [Party(stub, name) for stub, name in zip(stubs, NAMES, strict=True)]
-        for party in everybody:
-            assert party.enrol() == ""
-        yield everybody
 
 
 # -- who calls ----------------------------------------------------------------------------------------------------

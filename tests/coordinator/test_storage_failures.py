@@ -13,7 +13,7 @@ import pytest
 from consilium.v1 import service_pb2 as pb
 
 from tests.coordinator.members import Follower
-from tests.coordinator.parties import PLAN, RUN, Connections, Party, pieces, start, to_uploads
+from tests.coordinator.parties import PLAN, RUN, Party, pieces, to_uploads
 from tests.coordinator.serving import SECONDS, Serving, code_of
 
 THRESHOLD = PLAN.secure_sum.threshold
@@ -21,22 +21,10 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, "store")
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    coordinator = Serving(tmp_path)
-    yield coordinator
-    coordinator.close()
-
-
-@pytest.fixture
-def parties(serving: Serving) -> Iterator[list[Party]]:
+def parties(parties: list[Party]) -> list[Party]:
     """Everybody is to upload."""
-    start(serving)
-    with Connections(serving) as stubs:
-        everybody = [Party(stub, name) for stub, name in zip(stubs, PLAN.roster, strict=True)]
-        for party in everybody:
-            party.enrol()
-        to_uploads(everybody)
-        yield everybody
+    to_uploads(parties)
+    return parties
 
 
 def send(party: Party) -> None:
