@@ -68,8 +68,8 @@ class Policy(Table):
         accepted_plans: digests (64 hex digits) of the plans that may run here; nothing else runs.
         k_min: fewest survivors of a sum; never below 3 unless the data is public.
         epsilon_max: most privacy loss of one plan; where it is given, a plan without differential privacy is refused.
-        delta_max: largest δ that ε may be stated at, where `epsilon_max` is given: at a δ of 0.1 one patient in ten may be
-            shown outright, and every ε is small.
+        delta_max: largest δ that ε may be stated at, where `epsilon_max` is given: at a δ of 0.1 one patient in ten may
+            be shown outright, and every ε is small.
         data_is_public: the tables hold nothing that needs protection: tests, studies, the bench.
         similar_cohorts: `withhold` does so even where the plan only logs.
         allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.

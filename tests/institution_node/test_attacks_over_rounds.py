@@ -8,6 +8,7 @@ import pytest
 from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
+from security.secure_sum.errors import DifferencingError
 from tests.coordinator.test_run import kind
 from tests.institution_node.test_session import VICTIM, edited, started, until
 from tests.small_federation import SmallFederation, small_plan
@@ -73,3 +74,24 @@ def test_one_weight_over_several_subsets_is_one_quantity(proximity: str) -> None
     six = frozenset(federation.plan.roster[:-1])  # of the three who hold the first modality only, one is gone
     opened = [p.name for p in attempt.opened_parts("statistics", cohort, six) if p.name.startswith("losses/")]
     assert (len(opened) == 1) == (proximity != "cosine")
+
+
+def test_who_withholds_signs_for_no_cohort_that_is_one_institution_from_an_earlier_one() -> None:
+    """A coordinator that holds the model still, by publishing sums of zeros, would read one institution's losses from
+    two cohorts: only withholding stands against that (docs/threat-model.md, "Nearly equal cohorts")."""
+    federation = SmallFederation(small_plan(9, rounds=2))
+    federation.enrol()
+    gone, careful = federation.plan.roster[5], federation.plan.roster[0]
+    federation.participants[careful].session._similar = "withhold"
+
+    def acts(who: str, directive: pb.Directive) -> bool:
+        return not (who == gone and federation.run.round == 2 and kind(directive) == "make_keys")
+
+    federation.run_to_end(acts)
+    refused = [e for e in federation.told[careful].refused if isinstance(e, DifferencingError)]
+    assert refused
+    signatures = {(m.institution, m.round) for m in federation.sent if m.kind == "signature"}
+    assert (careful, 1) in signatures
+    assert (careful, 2) not in signatures
+    assert federation.plan.roster[1] in {name for name, round_ in signatures if round_ == 2}  # who only logs
+    assert federation.told[federation.plan.roster[1]].similar
