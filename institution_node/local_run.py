@@ -212,6 +212,8 @@ class LocalRun:
         if which.name in FEATURE_SUMS:
             assert state.features is not None
             state.features.take(which.name, self._opened_words(opened))
+            if state.features.schema is not None:
+                self._remember(replace(self._recall(), schema=state.features.schema.digest))
         elif which.name == UPDATES:
             self._take_updates(opened, listed)
 
@@ -270,11 +272,10 @@ class LocalRun:
 
     def _check_setup(self, setup: Setup) -> None:
         memory = self._recall()
-        # Round 0 was followed to its last sum but one, or this node lost only the end of it: what it computed itself
-        # must be what the coordinator now says.
-        own = self._round.features.schema if self._round is not None and self._round.features else None
-        if memory.setup is None and own is not None and own.digest != setup.schema:
-            raise TranscriptError("the feature schema is not what the opened sums give.")
+        # Whoever is in the setup followed round 0 to its last sum and knows the schema; a coordinator that leaves round
+        # 0 out, or ends it early, could otherwise invent one, whose columns are below the floors.
+        if memory.schema != setup.schema:
+            raise TranscriptError("the feature schema is not what the opened sums gave here.")
         if memory.setup not in (None, setup):
             raise TranscriptError("the run's setup is not the one that this institution helped to make.")
         if self.institution not in setup.institutions:

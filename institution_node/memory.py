@@ -42,6 +42,7 @@ class RunMemory:
         fingerprint: of the data that the run began with.
         split_key: 32 secret bytes that the division into training and validation patients follows from.
         noised_patients: ñ_i, drawn once; 0 before.
+        schema: hex digest of the feature schema that followed here from round 0's opened sums; empty before.
         setup: what round 0 settled; None before.
         known: component to digest of its weights after the last round that was followed to its end.
         known_round: that round; −1: none.
@@ -56,6 +57,7 @@ class RunMemory:
     fingerprint: str = ""
     split_key: bytes = b""
     noised_patients: int = 0
+    schema: str = ""
     setup: Setup | None = None
     known: Mapping[str, str] = field(default_factory=dict)
     known_round: int = -1
@@ -171,6 +173,7 @@ def _encode(m: RunMemory) -> dict[str, Any]:
         "fingerprint": m.fingerprint,
         "split_key": m.split_key.hex(),
         "noised_patients": m.noised_patients,
+        "schema": m.schema,
         "setup": None
         if m.setup is None
         else {
@@ -199,6 +202,7 @@ def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemor
         data["fingerprint"],
         bytes.fromhex(data["split_key"]),
         data["noised_patients"],
+        data["schema"],
         None if setup is None else Setup(setup["schema"], setup["patients"], frozenset(setup["institutions"])),
         data["known"],
         data["known_round"],

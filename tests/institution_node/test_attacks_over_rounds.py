@@ -8,9 +8,9 @@ import pytest
 from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
-from security.secure_sum.errors import DifferencingError
-from tests.coordinator.test_run import kind
-from tests.institution_node.test_session import VICTIM, edited, started, until
+from security.secure_sum.errors import DifferencingError, TranscriptError
+from tests.coordinator.test_run import kind, place
+from tests.institution_node.test_session import VICTIM, ReachedError, edited, refusal, started, until
 from tests.small_federation import SmallFederation, small_plan
 
 
@@ -95,3 +95,22 @@ def test_who_withholds_signs_for_no_cohort_that_is_one_institution_from_an_earli
     assert (careful, 2) not in signatures
     assert federation.plan.roster[1] in {name for name, round_ in signatures if round_ == 2}  # who only logs
     assert federation.told[federation.plan.roster[1]].similar
+
+
+@pytest.mark.parametrize("followed", ["nothing", "counts and means"])
+def test_a_schema_that_did_not_follow_from_round_0_here_is_never_used(followed: str) -> None:
+    """A coordinator that leaves round 0 out, or ends it before the schema is known, could invent one, floors or not."""
+    honest = until(started(), 1, "make_keys", small_plan(7).roster[VICTIM])
+    federation = started()
+    name = federation.plan.roster[VICTIM]
+    if followed != "nothing":
+
+        def acts(who: str, directive: pb.Directive) -> bool:
+            if who == name and place(federation, directive) == (0, "squares", "open_shares"):
+                raise ReachedError
+            return True
+
+        with pytest.raises(ReachedError):
+            federation.run_to_end(acts)
+    assert isinstance(refusal(federation, name, honest), TranscriptError)
+    assert federation.memory(name).setup is None
