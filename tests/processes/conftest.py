@@ -5,9 +5,13 @@ Not plain session fixtures: their processes must not idle beside the tests of ot
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Generic, TypeVar
 
 import pytest
@@ -28,6 +32,8 @@ class Shared(Generic[T]):
 
     def get(self, folders: pytest.TempPathFactory) -> T:
         if not self._made:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, _reap_and_end)
             self._made.append(self._reaping.enter_context(self._start(folders.mktemp("federation"))))
         return self._made[0]
 
@@ -52,6 +58,13 @@ def _trained(root: Path) -> Iterator[Trained]:
     with made.local:
         train(made)
         yield made
+
+
+def _reap_and_end(number: int, _frame: FrameType | None) -> None:
+    """A job that is cancelled is sent SIGTERM, at which pytest ends without tearing anything down."""
+    BENCH.reap()
+    TRAINED.reap()
+    os._exit(128 + number)
 
 
 BENCH, TRAINED = Shared(_bench), Shared(_trained)

@@ -34,7 +34,7 @@ RARER = (
     "after-sum-opened/2/statistics",
     # In round 0, which cannot be burnt:
     "after-keys/0",
-    "in-upload/0/counts",
+    "after-shares/0",
     "after-uploads/0/means",
     "after-list-signed/0/squares",
     "after-sum-opened/0/weights",
