@@ -505,12 +505,6 @@ class LocalRun:
         blending, _ = advance(memory.blending, own, settings)
         self._remember(replace(self._recall(), last_losses=kept, blending=blending))
 
-    # -- after the run ------------------------------------------------------------------------------------------
-
-    def private_components(self) -> Mapping[str, Float32]:
-        """The components that stayed here, float32[size], for this institution's own copy of the final model."""
-        return dict(self._recall().private)
-
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _opened_words(self, opened: pb.OpenedSum) -> dict[str, npt.NDArray[np.uint64]]:
