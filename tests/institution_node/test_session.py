@@ -141,7 +141,12 @@ def test_another_setup_than_round_0_gave_is_refused_and_not_remembered(
     assert reply.message.WhichOneof("message") == "keys"
 
 
-@pytest.mark.parametrize("change", [too_small, other_schema])
+def one_more(start: round_pb2.RoundStart) -> None:
+    for cohort in start.setup.patients:
+        start.setup.patients[cohort] += 1  # as likely as the true one, and not what was settled
+
+
+@pytest.mark.parametrize("change", [too_small, other_schema, one_more])
 def test_a_setup_that_changes_later_is_refused(change: Callable[[round_pb2.RoundStart], None]) -> None:
     federation = started()
     name = federation.plan.roster[VICTIM]
