@@ -26,7 +26,8 @@ class Charges:
 
     def __init__(self, ledger: PrivacyLedger | None, run: str, limit: float) -> None:
         self._ledger, self._run, self._limit = ledger, run, limit
-        self._own = Accountant(c.event for c in ledger.charges if c.run == run) if ledger is not None else Accountant()
+        # Without a ledger nothing is accounted, and the accounting library takes seconds to load.
+        self._own = None if ledger is None else Accountant(c.event for c in ledger.charges if c.run == run)
 
     def spend(self, purpose: str, round_: int, event: PrivacyEvent) -> None:
         """Charges a release that is about to be made.
@@ -34,7 +35,7 @@ class Charges:
         Raises:
             BudgetExceededError: it would pass the plan's epsilon or the institution's limit; nothing is charged.
         """
-        if self._ledger is None:
+        if self._ledger is None or self._own is None:
             return
         after, delta = self._own.copy(), self._ledger.spent()[1]
         after.add(event)
