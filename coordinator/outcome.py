@@ -66,7 +66,9 @@ class RoundOutcome:
             elif message.sum == WEIGHTS:
                 self._settle(patients_of(which, words), alive)
             else:
-                self.statistics = read_statistics(self._plan, which, alive, words, self._state.blending)
+                assert self._state.setup is not None
+                groups = self._cohorts.clip_groups(self._state.setup)
+                self.statistics = read_statistics(self._plan, which, alive, words, self._state.blending, groups)
         self.opened.append(data)
 
     def state(self, round_: int) -> RunState:

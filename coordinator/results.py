@@ -44,7 +44,12 @@ class RoundStatistics:
 
 
 def read_statistics(
-    plan: Plan, which: Sum, alive: frozenset[str], words: Words, blending: BlendingState
+    plan: Plan,
+    which: Sum,
+    alive: frozenset[str],
+    words: Words,
+    blending: BlendingState,
+    clip_groups: Mapping[str, tuple[str, ...]],
 ) -> RoundStatistics:
     """Decodes an opened sum B and advances DGB by it (METHOD.md, "One round", steps 6 and 7).
 
@@ -54,6 +59,7 @@ def read_statistics(
         alive: its survivors.
         words: part to opened words; parts that stayed shut are missing.
         blending: DGB's memory before the round.
+        clip_groups: of the run (`Cohorts.clip_groups`).
     """
     weight = proximity_settings(plan).largest
     classes, bins = len(plan.label.classes), plan.evaluation.bins
@@ -75,7 +81,8 @@ def read_statistics(
             counts[name] = MetricRow.from_vector(vector, classes, bins)
         else:
             how = statistics.clipped_encoding(n)
-            clipped[name] = round(float(statistics.decode(words[part.name], how)[0]))
+            counted = statistics.decode(words[part.name], how)
+            clipped |= {c: round(float(value)) for c, value in zip(clip_groups[name], counted, strict=True)}
     state, figures = advance(blending, {s: row.sums for s, row in losses.items()}, blending_settings(plan))
     rows = {name: _scores(row) for name, row in counts.items()}
     # Of other patients than in other rounds, figures would not compare: only where every row is open.

@@ -33,6 +33,7 @@ from institution_node.node import Assignment, Node
 from institution_node.policy import NodeIdentity, load_policy
 from institution_node.session import RoundWork
 from institution_node.trainer import Evaluation, SubsetLosses, Trajectory
+from monitoring.allocation import keep_freed_memory
 from security.privacy.randomness import Randomness, SystemRandomness, numpy_generator
 from security.signing import public_key_text
 from security.tls import TlsFiles, load
@@ -111,6 +112,7 @@ def main(config_path: Path) -> None:
     """Runs until it is told to stop."""
     from institution_node.grpc_link import GrpcLink
 
+    keep_freed_memory()
     config = load_node_config(config_path)
     policy = load_policy(config.policy)
     files = TlsFiles(config.tls.certificate, config.tls.key, config.tls.authority, config.tls.revocations)

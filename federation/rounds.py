@@ -231,8 +231,18 @@ class Cohorts:
             for row, members in self.metric_rows.items()
             if len(members & present) >= floor
         ]
-        parts += [Part(f"clipped/{name}", 64, 1, members) for name, members in summed.items()]
+        parts += [
+            Part(f"clipped/{first}", 64, len(components), summed[first])
+            for first, components in self.clip_groups(setup).items()
+        ]
         return Sum(UPDATES, updates), Sum(STATISTICS, tuple(parts))
+
+    def clip_groups(self, setup: Setup) -> Mapping[str, tuple[str, ...]]:
+        """Summed components with the same owners, under the name of the first: their clip counts travel as one part."""
+        groups: dict[frozenset[str], list[str]] = {}
+        for name, members in self.summed(setup).items():
+            groups.setdefault(members, []).append(name)
+        return {names_[0]: tuple(names_) for names_ in groups.values()}
 
     def summed(self, setup: Setup) -> Mapping[str, frozenset[str]]:
         """Components that are summed in this run, to their owners that take part in it."""

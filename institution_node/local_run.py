@@ -463,7 +463,8 @@ class LocalRun:
             elif kind == "metrics":
                 encoded[part.name] = encode_metrics(self.plan, evaluation.labels, evaluation.probabilities, n)
             else:
-                encoded[part.name] = encode_clipped(state.clipped.get(name, 0), n)
+                components = self._cohorts.clip_groups(self._setup)[name]
+                encoded[part.name] = encode_clipped([state.clipped.get(c, 0) for c in components], n)
         made: dict[str, WordSource] = {n: ArrayWords(self._with_noise(n, e)) for n, e in encoded.items()}
         self._keep_losses(losses, memory)
         return made

@@ -27,6 +27,7 @@ from institution_node.node import Assignment, Node, run_until_stopped
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, load_policy
 from institution_node.session import RoundWork
+from monitoring.allocation import keep_freed_memory
 from monitoring.exposition import MetricsServer
 from monitoring.metrics import Metrics, NodeLocalMetrics, NodeShareableMetrics
 from security.audit import AuditLog
@@ -152,6 +153,7 @@ def serve(config: NodeConfig, *, accept_new_data: bool = False, make_work: MakeW
         ConsiliumError: a file, certificate, policy or address is wrong, and how to mend it; or the tables changed.
     """
     require_tls13_environment()
+    keep_freed_memory()
     stop = threading.Event()
     policy = _NewestPolicy(config.policy)
     make = make_work or local_work(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
@@ -146,10 +146,10 @@ def encode_metrics(
     return Encoded(statistics.encode(row.vector(), how), how, sensitivity)
 
 
-def encode_clipped(count: int, contributors: int) -> Encoded:
-    """How many values of a component's update were clipped: of the noised update, so it costs nothing under DP."""
+def encode_clipped(counts: Sequence[int], contributors: int) -> Encoded:
+    """How many values of each component's update were clipped: of the noised update, so it costs nothing under DP."""
     how = statistics.clipped_encoding(contributors)
-    return Encoded(statistics.encode(np.array([float(count)]), how), how, 0.0)
+    return Encoded(statistics.encode(np.array(counts, dtype=np.float64), how), how, 0.0)
 
 
 Parts = Mapping[str, Encoded]
