@@ -53,10 +53,8 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C. Started again, it takes every run up where it was."""
     settings = _settings(config)
-    from monitoring.allocation import keep_freed_memory
     from monitoring.exposition import MetricsServer
 
-    keep_freed_memory()
     server, metrics = _server(settings)
     from coordinator.server import serve_until_told
 
