@@ -38,6 +38,9 @@ _DISK_THREADS: Final = min(8, 2 + (os.cpu_count() or 1))
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
+    # What one upload may have under way: nine times the window that gRPC would grow to is most of a peak.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 << 20),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 64),  # of one connection
     ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share it
