@@ -123,7 +123,7 @@ class LiveRun:
             run.tick(now)
         except (StoreError, StorageError) as error:
             self._lose(error)
-        except Exception as error:
+        except Exception as error:  # one run's fault must not end the clock of the others
             _log.error("tick failed", exc_info=error)
         if self._mark(run) != before:
             self.version += 1
@@ -222,7 +222,7 @@ class LiveRun:
             except (ProtocolError, ConfigurationError) as error:  # trying again would not help
                 _log.error("sum cannot be opened", code=error.code)
                 self._then(loaded, Run.cannot_open, error.code)
-            except Exception as error:
+            except Exception as error:  # a thread's fault, storage most likely: the job is done again
                 _log.error("fold failed", exc_info=error, wait_seconds=delay)
                 loaded.run.job_failed()
                 await self._sleep(delay)
@@ -239,7 +239,7 @@ class LiveRun:
         try:
             with self.step() as run:
                 act(run, *outcome, self._clock())
-        except Exception as error:
+        except Exception as error:  # memory may be ahead of what is durable: the store is believed instead
             self._lose(error)
 
     def _fold(self, run: Run, job: FoldJob) -> tuple[FoldResult, float]:
