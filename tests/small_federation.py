@@ -29,6 +29,7 @@ from institution_node.session import Session, Watcher
 from security.errors import ConsiliumError
 from security.privacy.ledger import PrivacyLedger
 from security.privacy.randomness import Randomness, SeededRandomness
+from security.secure_sum.masks import word_type
 from security.secure_sum.spec import Part, Sum
 from security.secure_sum.upload import MaskedUpload, WordSource
 from studies.federation import Participant
@@ -194,7 +195,7 @@ class RecordingRun(LocalRun):
         state = self._current()
         kept = self.recorded.setdefault((state.number, which.name), Encoded())
         for part in uploads:
-            words = np.empty(part.length, np.uint32 if part.ring == 32 else np.uint64)
+            words = np.empty(part.length, word_type(part.ring))
             made[part.name].fill(0, words)
             kept.words[part.name] = words
             if which.name == "updates":

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
+from security.secure_sum.spec import Ring
+
 CHUNK_BYTES: Final = 1 << 18
 """What is expanded at once: small enough to stay in a core's cache between keystream, addition and hash."""
 
@@ -18,7 +20,7 @@ _ZEROS: Final = bytes(CHUNK_BYTES)
 _AES_BLOCK: Final = 16
 
 Words = npt.NDArray[Any]
-"""uint32 or uint64 words of a ring."""
+"""uint16, uint32 or uint64 words of a ring."""
 
 
 class SignedKey(NamedTuple):
@@ -28,9 +30,9 @@ class SignedKey(NamedTuple):
     key: bytes
 
 
-def word_type(ring: Literal[32, 64]) -> np.dtype[Any]:
+def word_type(ring: Ring) -> np.dtype[Any]:
     """Little-endian unsigned words of a ring."""
-    return np.dtype("<u4") if ring == 32 else np.dtype("<u8")
+    return np.dtype(f"<u{ring // 8}")
 
 
 class Masker:
@@ -52,7 +54,7 @@ class Masker:
         """Adds every keystream to `words` in place, modulo the ring.
 
         Args:
-            words: uint32[n] or uint64[n], any n.
+            words: uint16[n], uint32[n] or uint64[n], any n.
             position: index of words[0] in the whole vector; its byte offset must be a multiple of 16.
         """
         offset = position * words.itemsize

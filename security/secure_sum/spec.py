@@ -12,6 +12,9 @@ from security.secure_sum.cohorts import subtracts_below
 MAX_COMPLETE_GRAPH: Final = 100
 """Largest roster whose mask graph is complete (rule 10); the sparse graph of Bell et al. 2020 comes later."""
 
+Ring = Literal[16, 32, 64]
+"""Bits of a word."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -44,7 +47,7 @@ class Part:
 
     Attributes:
         name: unique within its sum, `encoder/mrna`.
-        ring: bits of a word, 32 for model vectors, 64 for statistics (rule 1).
+        ring: bits of a word, 32 or 16 for model vectors, 64 for statistics (rule 1).
         length: words.
         contributors: institutions that hold a vector for it.
         quantity: parts of one round with the same quantity are checked against each other for differencing (rule 9).
@@ -54,7 +57,7 @@ class Part:
     """
 
     name: str
-    ring: Literal[32, 64]
+    ring: Ring
     length: int
     contributors: frozenset[str]
     quantity: str = ""

@@ -8,6 +8,7 @@ from consilium.v1 import service_pb2 as pb
 from federation.plan import Plan
 from federation.rounds import Cohorts, consumed, digest
 from security.privacy.randomness import SeededRandomness
+from security.secure_sum.masks import word_type
 from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, UploadHeader
 from security.secure_sum.phases import MemberPhase
@@ -47,8 +48,7 @@ class Follower:
         self.member.enter(m.sum, consumed(m.opened))
         if not self.member.uploads:
             return None
-        types = {32: np.uint32, 64: np.uint64}
-        ones = {p.name: ArrayWords(np.ones(p.length, types[p.ring])) for p in self.member.uploads}
+        ones = {p.name: ArrayWords(np.ones(p.length, word_type(p.ring))) for p in self.member.uploads}
         self.vector = self.member.mask(ones)
         return self.vector
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from security.secure_sum.fold import fold
 from security.secure_sum.masks import word_type
 from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, SurvivorList
-from security.secure_sum.spec import Attempt, Context, Part, Sum
+from security.secure_sum.spec import Attempt, Context, Part, Ring, Sum
 from security.secure_sum.upload import ArrayWords, MaskedUpload
 from security.signing import IdentityKey
 
@@ -53,9 +53,7 @@ def safe_threshold(n: int, max_colluders: int) -> int:
     return max(2, (n + max_colluders + 2) // 2)
 
 
-def part(
-    name: str, contributors: Iterable[str], *, ring: Literal[32, 64] = 32, length: int = 5, quantity: str = ""
-) -> Part:
+def part(name: str, contributors: Iterable[str], *, ring: Ring = 32, length: int = 5, quantity: str = "") -> Part:
     """A part with short defaults."""
     return Part(name, ring, length, frozenset(contributors), quantity)
 
@@ -122,8 +120,7 @@ class World:
             source = SeededRandomness(self.seed, f"{name}/{self.attempt.context.attempt}/{self.attempt.context.round}")
             self.members[name] = Member(self.attempt, name, identity(name), source)
             for s, p in self.attempt.keyed_parts(name):
-                dtype = np.uint32 if p.ring == 32 else np.uint64
-                self.values[name, s, p.name] = numbers.integers(0, 2**p.ring, p.length, dtype=dtype)
+                self.values[name, s, p.name] = numbers.integers(0, 2**p.ring, p.length, dtype=word_type(p.ring))
 
     def __getitem__(self, name: str) -> Member:
         return self.members[name]

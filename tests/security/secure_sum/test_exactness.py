@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Final
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from security.secure_sum.errors import MissingSignaturesError, TooFewMembersError
-from security.secure_sum.masks import CHUNK_BYTES, Masker, SignedKey
-from security.secure_sum.spec import Attempt, Sum
+from security.secure_sum.masks import CHUNK_BYTES, Masker, SignedKey, word_type
+from security.secure_sum.spec import Attempt, Ring, Sum
 from security.secure_sum.upload import UPLOAD_CHUNK_BYTES, ArrayWords
 from tests.security.secure_sum.harness import (
     NAMES,
@@ -23,6 +24,7 @@ from tests.security.secure_sum.harness import (
     safe_threshold,
 )
 
+RINGS: Final[tuple[Ring, ...]] = (16, 32, 64)
 STEPS = ("keys", "shares", "accept", "A/upload", "A/sign", "A/open", "B/upload", "B/sign", "B/open")
 
 
@@ -43,7 +45,7 @@ def attempts(draw: st.DrawFn) -> Attempt:
                     part(
                         f"part/{k}",
                         draw(owners),
-                        ring=draw(st.sampled_from((32, 64))),
+                        ring=draw(st.sampled_from(RINGS)),
                         length=draw(st.integers(1, 70)),
                         quantity=f"{s}{k}",
                     )
@@ -88,13 +90,13 @@ def test_largest_dropout_that_the_threshold_stands_opens_exactly_and_one_more_op
 
 
 def test_words_wrap_as_the_ring_does() -> None:
-    attempt = make_attempt(sums=[Sum("A", (part("x", NAMES[:5]), part("y", NAMES[:5], ring=64)))])
+    attempt = make_attempt(sums=[Sum("A", tuple(part(str(ring), NAMES[:5], ring=ring) for ring in RINGS))])
     world = World(attempt).ready()
     for (name, s, p), words in world.values.items():
         world.values[name, s, p] = np.full_like(words, np.iinfo(words.dtype).max)
     opened = world.whole_sum("A")
-    assert opened["x"] == np.full(5, 2**32 - 5, dtype="<u4").tobytes()
-    assert opened["y"] == np.full(5, 2**64 - 5, dtype="<u8").tobytes()
+    for ring in RINGS:
+        assert opened[str(ring)] == np.full(5, 2**ring - 5, dtype=word_type(ring)).tobytes()
 
 
 def test_unmasked_attempts_open_the_same_sum() -> None:
@@ -113,7 +115,15 @@ def large() -> World:
     names = NAMES[:3]
     words = UPLOAD_CHUNK_BYTES // 4
     sums = [
-        Sum("A", (part("big", names, length=words + 1237), part("odd", names, length=13), part("wide", names, ring=64)))
+        Sum(
+            "A",
+            (
+                part("big", names, length=words + 1237),
+                part("odd", names, length=13),
+                part("half", names, ring=16, length=words * 2 + 711),
+                part("wide", names, ring=64),
+            ),
+        )
     ]
     world = World(make_attempt(names, sums=sums)).ready()
     world.upload_all("A")
@@ -140,7 +150,7 @@ def test_an_upload_resumes_at_any_byte(large: World, data: st.DataObject) -> Non
 
 
 def test_one_word_on_the_wire_per_word_summed(large: World) -> None:
-    assert len(large.uploads["A", "north"]) == 4 * (UPLOAD_CHUNK_BYTES // 4 + 1237 + 13) + 8 * 5
+    assert len(large.uploads["A", "north"]) == 4 * (1237 + 13) + 2 * 711 + 8 * 5 + 2 * UPLOAD_CHUNK_BYTES
     upload = large.mask("A", "north")
     assert len(upload.header.payload) + len(upload.header.signature) < 512
 
@@ -158,10 +168,10 @@ def test_masking_holds_no_second_copy_of_the_vector() -> None:
     assert peak < 4 << 20, "16 MiB of words must pass through chunks"
 
 
-@given(start=st.integers(0, 3 * CHUNK_BYTES // 16), length=st.integers(1, 200), ring=st.sampled_from((32, 64)))
+@given(start=st.integers(0, 3 * CHUNK_BYTES // 16), length=st.integers(1, 200), ring=st.sampled_from(RINGS))
 @settings(max_examples=30, deadline=None)
-def test_masks_are_addressed_by_position(start: int, length: int, ring: int) -> None:
-    dtype = np.dtype("<u4" if ring == 32 else "<u8")
+def test_masks_are_addressed_by_position(start: int, length: int, ring: Ring) -> None:
+    dtype = word_type(ring)
     position = start * 16 // dtype.itemsize
     masker = Masker([SignedKey(1, b"k" * 32), SignedKey(-1, b"l" * 32)])
     whole = np.zeros(position + length, dtype=dtype)
