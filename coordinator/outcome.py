@@ -17,7 +17,7 @@ from federation.layout import layout
 from federation.plan import Plan
 from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
 from federation.settings import optimiser_settings
-from federation.setup import FeatureSums, patients_of
+from federation.setup import FeatureSums, feature_sum, patients_of
 from federation.vectors import ContentStore, Spool, UploadKey
 from security.secure_sum.aggregator import Aggregator
 from security.secure_sum.errors import TooFewMembersError
@@ -62,7 +62,7 @@ class RoundOutcome:
         else:
             words = {p.part: self._words(p.words) for p in message.parts}
             if message.sum in FEATURE_SUMS:
-                self._features.take(message.sum, words)
+                self._features.take(feature_sum(message.sum), words)
             elif message.sum == WEIGHTS:
                 self._settle(patients_of(which, words), alive)
             else:

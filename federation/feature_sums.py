@@ -1,13 +1,15 @@
-"""The three secure sums from which institutions agree on features: `counts`, `means`, `squares`, in this order.
+"""The secure sums from which institutions agree on features: `holders`, `counts`, `means`, `squares`, in this order.
 
 Each sum has one part per modality, summed over the modality's holders; the lengths and bounds of its vectors follow
-from the plan alone. Means and squares are only ever sent for columns whose counts reached the plan's floors: every
-other element is zero. A modality with fewer holders than `secure_sum.k_min` is never summed (METHOD.md, "The privacy
-floor"); its features come from the plan's ranges alone.
+from the plan alone. Each is silent, all zeros, about whatever the sum before did not bring over the plan's floors: a
+column or category that too few institutions have is never counted, and one with too few patients has no mean. A
+modality with fewer holders than `secure_sum.k_min` is never summed (METHOD.md, "The privacy floor"); its features come
+from the plan's ranges alone.
 
-Layout of a `counts` vector: the number of patients; then, per column in plan order, the patients with a value, whether
-there is any (0 or 1) and, for a categorical column, the patients of each of the plan's categories and of "other". A
-`means` or `squares` vector has one element per numeric column in plan order, and at least one element.
+Layout of a `holders` vector: per column in plan order, whether there is any value (0 or 1) and, for a categorical
+column, whether each of the plan's categories, and "other", has at least `rare_category` patients and one. A `counts`
+vector: the number of patients; then, where `holders` has a flag, how many patients that is. A `means` or `squares`
+vector has one element per numeric column in plan order, and at least one element.
 """
 
 from __future__ import annotations
@@ -24,19 +26,53 @@ from federation.plan import Column, Modality, Plan
 from federation.tables import RawTable
 from security.errors import ConsiliumError, ProtocolError
 
-FeatureSum = Literal["counts", "means", "squares"]
-FEATURE_SUMS: Final[tuple[FeatureSum, ...]] = ("counts", "means", "squares")
+FeatureSum = Literal["holders", "counts", "means", "squares"]
+FEATURE_SUMS: Final[tuple[FeatureSum, ...]] = ("holders", "counts", "means", "squares")
 
 MAX_PATIENTS: Final = 2**20
 """Most patients of one institution; what makes the vectors' bounds public constants."""
 
 Vector = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 class FeatureTableError(ConsiliumError):
     """A table does not fit the plan's modality."""
 
     code = "feature-table"
+
+
+@dataclass(frozen=True)
+class FeatureHolders:
+    """How many institutions have each column and category: the opened `holders`, int64[n] by summed modality."""
+
+    modalities: Mapping[str, npt.NDArray[np.int64]]
+
+    @classmethod
+    def from_sums(cls, plan: Plan, sums: Mapping[str, Vector]) -> FeatureHolders:
+        """Reads the opened sums.
+
+        Args:
+            plan: a checked plan.
+            sums: modality to its opened sum, float64[vector_length]; a modality that is not there was not summed.
+
+        Raises:
+            ProtocolError: an unknown modality, a wrong length, or a value that is not finite.
+        """
+        check_sums(plan, "holders", sums, [m.name for m in plan.modalities])
+        # With noise (DP) a sum may be fractional or negative; without it, rounding only undoes float dust.
+        return cls({name: np.maximum(0, np.rint(opened).astype(np.int64)) for name, opened in sums.items()})
+
+    def counted(self, plan: Plan, modality: str) -> Flags:
+        """bool[n]: what may be counted: columns that enough institutions have, and of these, such categories."""
+        floor = max(1, plan.features.min_institutions)
+        enough = self.modalities[modality] >= floor
+        at = 0
+        for column in _modality(plan, modality).columns:
+            slots = 1 + _category_slots(column)
+            enough[at : at + slots] &= enough[at]
+            at += slots
+        return enough
 
 
 @dataclass(frozen=True)
@@ -47,7 +83,8 @@ class ColumnCounts:
         patients: patients with a value, over all institutions.
         institutions: institutions with any value.
         used: both reach the plan's floors; only then is anything more computed from the column.
-        categories: patients per plan category and, last, of "other"; institutions' rare counts are not in them.
+        categories: patients per plan category and, last, of "other"; 0 where too few institutions have it, and
+            institutions' rare counts are not in them.
     """
 
     patients: int
@@ -71,23 +108,23 @@ class FeatureCounts:
     modalities: Mapping[str, ModalityCounts]
 
     @classmethod
-    def from_sums(cls, plan: Plan, sums: Mapping[str, Vector]) -> FeatureCounts:
+    def from_sums(cls, plan: Plan, holders: FeatureHolders, sums: Mapping[str, Vector]) -> FeatureCounts:
         """Reads the opened sums and decides which columns are used.
 
         Args:
             plan: a checked plan.
-            sums: modality to its opened sum, float64[vector_length]; a modality that is not there was not summed.
+            holders: the first sum.
+            sums: modality to its opened sum, float64[vector_length].
 
         Raises:
-            ProtocolError: an unknown modality, a wrong length, or a value that is not finite.
+            ProtocolError: not exactly the modalities of `holders`, a wrong length, or a value that is not finite.
         """
-        check_sums(plan, "counts", sums, [m.name for m in plan.modalities])
+        check_sums(plan, "counts", sums, list(holders.modalities), complete=True)
         found: dict[str, ModalityCounts] = {}
         for modality in plan.modalities:
             if modality.name in sums:
-                # With noise (DP) a sum may be fractional or negative; without it, rounding only undoes float dust.
-                numbers = [max(0, int(x)) for x in np.rint(sums[modality.name])]
-                found[modality.name] = _read_counts(plan, modality, numbers)
+                numbers = np.maximum(0, np.rint(sums[modality.name]).astype(np.int64))
+                found[modality.name] = _read_counts(plan, modality, holders, numbers)
         return cls(found)
 
 
@@ -113,7 +150,7 @@ class FeatureMeans:
 
 
 def summed_modalities(plan: Plan) -> tuple[str, ...]:
-    """Modalities with at least `k_min` holders, in plan order: those that the three sums have a part for."""
+    """Modalities with at least `k_min` holders, in plan order: those that the feature sums have a part for."""
     holders = {m.name: sum(m.name in i.modalities for i in plan.institutions) for m in plan.modalities}
     return tuple(name for name, count in holders.items() if count >= plan.secure_sum.k_min)
 
@@ -126,11 +163,10 @@ def vector_length(plan: Plan, sum_name: FeatureSum, modality: str) -> int:
 def vector_bounds(plan: Plan, sum_name: FeatureSum, modality: str) -> Vector:
     """float64[vector_length]: the largest absolute value of each element that one institution can send."""
     columns = _modality(plan, modality).columns
+    if sum_name == "holders":
+        return np.ones(_flags(columns))
     if sum_name == "counts":
-        bounds: list[float] = [MAX_PATIENTS]
-        for column in columns:
-            bounds += [MAX_PATIENTS, 1] + [MAX_PATIENTS] * _category_slots(column)
-        return np.array(bounds, dtype=np.float64)
+        return np.full(1 + _flags(columns), float(MAX_PATIENTS))
     unit = 1.0 if sum_name == "means" else 4.0
     return np.full(_numeric_slots(columns), unit * MAX_PATIENTS)
 
@@ -138,18 +174,38 @@ def vector_bounds(plan: Plan, sum_name: FeatureSum, modality: str) -> Vector:
 def sensitivity(plan: Plan, sum_name: FeatureSum, modality: str) -> float:
     """Most that adding or removing one patient moves an institution's vector, as an L2 norm.
 
-    Counts: one for the patient and for each value, one for a column's first value, and for a category up to
-    `rare_category`, since one patient more can lift a zeroed count to the floor. Means: |x| ≤ 1 per numeric column.
-    Squares: (x - mean)² ≤ 4 per numeric column, the mean being public by then.
+    For plans with differential privacy. Holders: 0, they tell of the table's header and of no patient. Counts: one for
+    the patient and for each value, and for a category up to `rare_category`, since one patient more can lift a zeroed
+    count to the floor. Means: |x| ≤ 1 per numeric column. Squares: (x - mean)² ≤ 4 per numeric column, the mean being
+    public by then.
     """
     columns = _modality(plan, modality).columns
+    if sum_name == "holders":
+        return 0.0
     if sum_name == "counts":
         jump = max(1, plan.features.rare_category)
-        return sqrt(1 + sum(2 + (jump**2 if c.kind == "categorical" else 0) for c in columns))
+        return sqrt(1 + sum(1 + (jump**2 if c.kind == "categorical" else 0) for c in columns))
     return (1.0 if sum_name == "means" else 4.0) * sqrt(sum(c.kind == "numeric" for c in columns))
 
 
-def counts_vector(plan: Plan, modality: str, table: RawTable) -> Vector:
+def holders_vector(plan: Plan, modality: str, table: RawTable) -> Vector:
+    """float64[n] of zeros and ones: which columns and categories an institution has, over its training patients.
+
+    Under differential privacy, where one patient may not show, it is which columns the table has by name, and for each
+    of them all of its categories.
+
+    Raises:
+        FeatureTableError: as `counts_vector`.
+    """
+    tally = _tally(plan, modality, table)
+    if not plan.differential_privacy.enabled:
+        return (tally > 0).astype(np.float64)
+    gone = set(missing_columns(plan, modality, table))
+    columns = _modality(plan, modality).columns
+    return np.concatenate([np.full(1 + _category_slots(c), float(c.name not in gone)) for c in columns])
+
+
+def counts_vector(plan: Plan, holders: FeatureHolders, modality: str, table: RawTable) -> Vector:
     """float64[n] of exact integers: an institution's `counts` of one modality, over its training patients.
 
     A column that the table does not have counts as missing everywhere (`missing_columns` names them).
@@ -157,23 +213,8 @@ def counts_vector(plan: Plan, modality: str, table: RawTable) -> Vector:
     Raises:
         FeatureTableError: more than `MAX_PATIENTS` patients, a column of the wrong kind or length.
     """
-    if len(table) > MAX_PATIENTS:
-        raise FeatureTableError(
-            f"{modality} has {len(table)} patients, more than the {MAX_PATIENTS} that a sum can take.",
-            remedy="Split the table over several runs.",
-        )
-    counts: list[int] = [len(table)]
-    for column in _modality(plan, modality).columns:
-        if column.kind == "numeric":
-            present = int(np.count_nonzero(~np.isnan(numeric_values(column, table))))
-            counts += [present, int(present > 0)]
-        else:
-            codes = category_codes(column, table)
-            present = int(np.count_nonzero(codes >= 0))
-            tally = np.bincount(codes[codes >= 0], minlength=_category_slots(column))
-            tally[tally < plan.features.rare_category] = 0
-            counts += [present, int(present > 0), *(int(x) for x in tally)]
-    return np.array(counts, dtype=np.float64)
+    counted = holders.counted(plan, modality)
+    return np.concatenate([[len(table)], np.where(counted, _tally(plan, modality, table), 0)]).astype(np.float64)
 
 
 def means_vector(plan: Plan, counts: FeatureCounts, modality: str, table: RawTable) -> Vector:
@@ -245,6 +286,26 @@ def category_codes(column: Column, table: RawTable) -> npt.NDArray[np.int64]:
     return np.array([place.get(value, len(column.categories)) for value in values], dtype=np.int64)
 
 
+def _tally(plan: Plan, modality: str, table: RawTable) -> npt.NDArray[np.int64]:
+    """Patients behind each flag of a `holders` vector; a category below the local floor is 0."""
+    if len(table) > MAX_PATIENTS:
+        raise FeatureTableError(
+            f"{modality} has {len(table)} patients, more than the {MAX_PATIENTS} that a sum can take.",
+            remedy="Split the table over several runs.",
+        )
+    patients: list[int] = []
+    for column in _modality(plan, modality).columns:
+        if column.kind == "numeric":
+            patients.append(int(np.count_nonzero(~np.isnan(numeric_values(column, table)))))
+        else:
+            codes = category_codes(column, table)
+            there = codes[codes >= 0]
+            by_category = np.bincount(there, minlength=_category_slots(column))
+            by_category[by_category < plan.features.rare_category] = 0
+            patients += [len(there), *(int(x) for x in by_category)]
+    return np.array(patients, dtype=np.int64)
+
+
 def _numeric_sums(plan: Plan, counts: FeatureCounts, modality: str, table: RawTable, means: Vector | None) -> Vector:
     columns = _modality(plan, modality).columns
     sums = np.zeros(_numeric_slots(columns))
@@ -260,17 +321,21 @@ def _numeric_sums(plan: Plan, counts: FeatureCounts, modality: str, table: RawTa
     return sums
 
 
-def _read_counts(plan: Plan, modality: Modality, numbers: list[int]) -> ModalityCounts:
-    floors = plan.features
+def _read_counts(
+    plan: Plan, modality: Modality, holders: FeatureHolders, numbers: npt.NDArray[np.int64]
+) -> ModalityCounts:
+    institutions, counted = holders.modalities[modality.name], holders.counted(plan, modality.name)
+    # Under DP an element that nobody counted holds noise.
+    patients = np.where(counted, numbers[1:], 0)
     columns: list[ColumnCounts] = []
-    at = 1
+    at = 0
     for column in modality.columns:
         slots = _category_slots(column)
-        patients, institutions = numbers[at], numbers[at + 1]
-        used = institutions >= max(1, floors.min_institutions) and patients >= max(1, floors.min_patients)
-        columns.append(ColumnCounts(patients, institutions, used, tuple(numbers[at + 2 : at + 2 + slots])))
-        at += 2 + slots
-    return ModalityCounts(numbers[0], tuple(columns))
+        used = bool(counted[at]) and int(patients[at]) >= max(1, plan.features.min_patients)
+        categories = tuple(int(x) for x in patients[at + 1 : at + 1 + slots])
+        columns.append(ColumnCounts(int(patients[at]), int(institutions[at]), used, categories))
+        at += 1 + slots
+    return ModalityCounts(int(numbers[0]), tuple(columns))
 
 
 def used_numeric(modality: Modality, counts: FeatureCounts) -> tuple[npt.NDArray[np.bool_], Vector]:
@@ -306,6 +371,10 @@ def check_sums(
 
 def _category_slots(column: Column) -> int:
     return len(column.categories) + 1 if column.kind == "categorical" else 0
+
+
+def _flags(columns: Sequence[Column]) -> int:
+    return sum(1 + _category_slots(c) for c in columns)
 
 
 def _numeric_slots(columns: Sequence[Column]) -> int:

@@ -25,6 +25,7 @@ from federation.feature_sums import (
     FEATURE_SUMS,
     ColumnCounts,
     FeatureCounts,
+    FeatureHolders,
     FeatureMeans,
     FeatureSum,
     FeatureTableError,
@@ -33,6 +34,7 @@ from federation.feature_sums import (
     category_codes,
     check_sums,
     counts_vector,
+    holders_vector,
     means_vector,
     missing_columns,
     numeric_values,
@@ -49,9 +51,10 @@ from federation.tables import RawTable
 from security.errors import ConsiliumError
 
 __all__ = [
-    "FEATURE_SUMS", "FeatureSum", "FeatureCounts", "FeatureMeans", "FeatureSchema", "FeatureTableError",
-    "SchemaError", "counts_vector", "means_vector", "squares_vector", "summed_modalities", "vector_length",
-    "vector_bounds", "sensitivity", "missing_columns",
+    "FEATURE_SUMS", "FeatureSum", "FeatureHolders", "FeatureCounts", "FeatureMeans", "FeatureSchema",
+    "FeatureTableError", "SchemaError", "holders_vector", "counts_vector", "means_vector", "squares_vector",
+    "summed_modalities",
+    "vector_length", "vector_bounds", "sensitivity", "missing_columns",
 ]  # fmt: skip
 
 FORMAT: Final = 1
@@ -120,15 +123,15 @@ class FeatureSchema:
     def build(
         cls, plan: Plan, counts: FeatureCounts, means: FeatureMeans, squares: Mapping[str, Vector]
     ) -> FeatureSchema:
-        """The schema of a run, from its three opened sums; equal sums give equal bytes everywhere.
+        """The schema of a run, from its opened sums; equal sums give equal bytes everywhere.
 
         A modality that was not summed takes every column of the plan, centred on its range.
 
         Args:
             plan: a checked plan.
-            counts: the first sum.
-            means: the second, of the same modalities.
-            squares: the third: modality to Σ (x - mean)², float64[vector_length].
+            counts: of the sum `counts`.
+            means: of the sum `means`, of the same modalities.
+            squares: the last sum: modality to Σ (x - mean)², float64[vector_length].
 
         Raises:
             ProtocolError: not exactly the modalities of `counts`, a wrong length, or a value that is not finite.

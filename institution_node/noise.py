@@ -48,6 +48,13 @@ class Charges:
         self._ledger.reserve(purpose, self._run, round_, event, key=None)
         self._own = after
 
+    def spent(self) -> tuple[float, float] | None:
+        """Epsilon spent by the institution over all runs, and its limit; None without a ledger."""
+        if self._ledger is None:
+            return None
+        spent = self._ledger.spent()[0]
+        return spent, spent + self._ledger.left()
+
 
 def add_noise(
     words: npt.NDArray[np.uint64],

@@ -14,9 +14,9 @@ from federation.layout import layout
 from federation.plan import Plan
 from federation.rounds import UPDATES
 from institution_node.link import CoordinatorRefusalError, LinkError, LinkWatcher
-from institution_node.local_run import Recorder
 from institution_node.node import NodeWatcher
 from institution_node.policy import PolicyRefusal
+from institution_node.recorder import Recorder
 from monitoring import metrics as m
 from security.audit import AuditLog, FieldValue
 from security.errors import ConsiliumError, ProtocolError

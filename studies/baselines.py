@@ -16,7 +16,15 @@ import numpy.typing as npt
 
 from federation import names
 from federation.evaluation import scores_exact
-from federation.feature_sums import FeatureCounts, FeatureMeans, counts_vector, means_vector, squares_vector
+from federation.feature_sums import (
+    FeatureCounts,
+    FeatureHolders,
+    FeatureMeans,
+    counts_vector,
+    holders_vector,
+    means_vector,
+    squares_vector,
+)
 from federation.features import FeatureSchema
 from federation.layout import Layout, layout
 from federation.model_archive import Model
@@ -76,13 +84,14 @@ def patients_of(plan: Plan, federation: Federation, seed: int) -> dict[str, Pati
 
 
 def schema_of(plan: Plan, tables: Mapping[str, RawTable]) -> FeatureSchema:
-    """The feature schema of one party's training patients, by the same three steps, without sums.
+    """The feature schema of one party's training patients, by the same steps, without sums.
 
     Args:
         plan: its `features` floors apply as they are.
         tables: modality to table, for every modality of the plan.
     """
-    counts = FeatureCounts.from_sums(plan, {m: counts_vector(plan, m, t) for m, t in tables.items()})
+    holders = FeatureHolders.from_sums(plan, {m: holders_vector(plan, m, t) for m, t in tables.items()})
+    counts = FeatureCounts.from_sums(plan, holders, {m: counts_vector(plan, holders, m, t) for m, t in tables.items()})
     means = FeatureMeans.from_sums(plan, counts, {m: means_vector(plan, counts, m, t) for m, t in tables.items()})
     squares = {m: squares_vector(plan, counts, means, m, t) for m, t in tables.items()}
     return FeatureSchema.build(plan, counts, means, squares)

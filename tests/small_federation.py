@@ -23,8 +23,9 @@ from federation.plan import Plan
 from federation.tables import RawTable
 from institution_node.data import InstitutionData
 from institution_node.link import CoordinatorLink
-from institution_node.local_run import LocalRun, Recorder
+from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory, Memory, RunMemory
+from institution_node.recorder import Recorder
 from institution_node.session import Session, Watcher
 from security.errors import ConsiliumError
 from security.privacy.ledger import PrivacyLedger
@@ -199,9 +200,10 @@ class RecordingRun(LocalRun):
             made[part.name].fill(0, words)
             kept.words[part.name] = words
             if which.name == "updates":
-                kept.alphas[part.name] = self._alpha(part.name)
-        if which.name == "updates":
-            kept.updates = {name: delta.copy() for name, delta in state.updates.items()}
+                assert self._prepared is not None
+                kept.alphas[part.name] = self._prepared.alpha(part.name)
+        if state.updates is not None and which.name == "updates":
+            kept.updates = {name: delta.copy() for name, delta in state.updates.updates.items()}
         return made
 
 

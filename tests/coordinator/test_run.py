@@ -17,7 +17,7 @@ from security.secure_sum.upload import MaskedUpload
 from tests.federation.test_rounds import check_model
 from tests.small_federation import SmallFederation, small_plan
 
-SETUP = ("counts", "means", "squares", "weights")
+SETUP = ("holders", "counts", "means", "squares", "weights")
 PHASES = ("make_keys", "deal_shares", "contribute", "sign_list", "open_shares")
 
 

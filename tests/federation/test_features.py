@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from federation.features import (
     FEATURE_SUMS,
     FeatureCounts,
+    FeatureHolders,
     FeatureMeans,
     FeatureSchema,
     FeatureTableError,
     SchemaError,
     counts_vector,
+    holders_vector,
     means_vector,
     missing_columns,
     sensitivity,
@@ -53,10 +55,16 @@ def table(plan: Plan, modality: str, patients: int, seed: int, missing: float = 
     return RawTable(tuple(f"p{i}" for i in range(patients)), numeric, categorical)
 
 
+def holders_of(plan: Plan, tables: Sequence[dict[str, RawTable]]) -> FeatureHolders:
+    sums = {m: np.sum([holders_vector(plan, m, t[m]) for t in tables], axis=0) for m in MODALITIES}
+    return FeatureHolders.from_sums(plan, sums)
+
+
 def federate(plan: Plan, tables: Sequence[dict[str, RawTable]]) -> tuple[FeatureCounts, FeatureMeans, FeatureSchema]:
-    """The three sums in order, in plain text, over institutions that each hold every modality."""
+    """The sums in order, in plain text, over institutions that each hold every modality."""
+    holders = holders_of(plan, tables)
     counts = FeatureCounts.from_sums(
-        plan, {m: np.sum([counts_vector(plan, m, t[m]) for t in tables], axis=0) for m in MODALITIES}
+        plan, holders, {m: np.sum([counts_vector(plan, holders, m, t[m]) for t in tables], axis=0) for m in MODALITIES}
     )
     means = FeatureMeans.from_sums(
         plan, counts, {m: np.sum([means_vector(plan, counts, m, t[m]) for t in tables], axis=0) for m in MODALITIES}
@@ -116,8 +124,10 @@ def test_values_by_hand() -> None:
     others = {m: table(plan, m, 4, 1) for m in ("mrna", "image")}
     counts, means, schema = federate(plan, [{**others, "clinical": clinical}])
 
-    # patients; age: count, any; marker: count, any; smoker: count, any, yes, no, other
-    assert counts_vector(plan, "clinical", clinical).tolist() == [4, 0, 0, 3, 1, 3, 1, 2, 0, 1]
+    # age; marker; smoker, and of it yes, no, other; of counts the patients before them
+    holders = holders_of(plan, [{**others, "clinical": clinical}])
+    assert holders.modalities["clinical"].tolist() == [0, 1, 1, 1, 0, 1]
+    assert counts_vector(plan, holders, "clinical", clinical).tolist() == [4, 0, 3, 3, 2, 0, 1]
     scaled = np.array([0.0, log1p(3.0), log1p(1000.0)]) / log1p(1000.0) * 2 - 1  # 5000 is clipped to 1000
     assert means.modalities["clinical"].tolist() == pytest.approx([0.0, scaled.mean()])
     assert schema.labels("clinical") == ("marker", "marker=missing", "smoker=yes", "smoker=other", "smoker=missing")
@@ -129,7 +139,7 @@ def test_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("floor", "value"), [("min_institutions", 3), ("min_patients", 41)])
-def test_a_column_below_a_floor_says_nothing_but_its_count(floor: str, value: int) -> None:
+def test_a_column_below_a_floor_stays_out_of_every_later_sum(floor: str, value: int) -> None:
     """Two institutions with 20 patients each hold `age`: either floor keeps every later sum silent about it."""
     plan = example_plan(features={**FLOORS, floor: value})
     tables = [pooled(plan, 20 if k < 2 else 60, seed=k) for k in range(3)]
@@ -140,7 +150,7 @@ def test_a_column_below_a_floor_says_nothing_but_its_count(floor: str, value: in
 
     counts, means, schema = federate(plan, tables)
 
-    assert counts.modalities["clinical"].columns[0].patients == 40
+    assert counts.modalities["clinical"].columns[0].patients == (40 if floor == "min_patients" else 0)
     assert not counts.modalities["clinical"].columns[0].used
     for t in tables:
         assert means_vector(plan, counts, "clinical", t["clinical"])[0] == 0.0
@@ -150,12 +160,57 @@ def test_a_column_below_a_floor_says_nothing_but_its_count(floor: str, value: in
     assert "marker" in schema.labels("clinical")
 
 
+def test_a_column_or_category_that_few_institutions_have_is_not_even_counted() -> None:
+    """Two of four institutions have `age` and smokers of a pipe: a count of them would be nearly one hospital's own."""
+    plan = example_plan(features={**FLOORS, "min_institutions": 3})
+    tables = [pooled(plan, 20, seed=k) for k in range(4)]
+    for k in range(4):
+        clinical = tables[k]["clinical"]
+        ages = np.full(20, 50.0 if k < 2 else np.nan)
+        smoker = ("yes",) * 10 + ("pipe" if k < 2 else "no",) * 10
+        tables[k]["clinical"] = RawTable(clinical.ids, {**clinical.numeric, "age": ages}, {"smoker": smoker})
+
+    holders = holders_of(plan, tables)
+    counts, _, schema = federate(plan, tables)
+
+    assert holders.modalities["clinical"].tolist() == [2, 4, 4, 4, 2, 2]
+    for t in tables:
+        sent = counts_vector(plan, holders, "clinical", t["clinical"])
+        assert sent[[0, 1, 3, 4, 5, 6]].tolist() == [20, 0, 20, 10, 0, 0]
+    assert counts.modalities["clinical"].columns[0].patients == 0
+    assert "age" not in schema.labels("clinical")
+    assert {"smoker=yes", "smoker=other"} <= set(schema.labels("clinical"))
+    assert "smoker=no" not in schema.labels("clinical")
+
+
+def test_no_category_of_a_column_that_few_have_is_counted_whatever_a_coordinator_says_of_it() -> None:
+    plan = example_plan(features={**FLOORS, "min_institutions": 3})
+    told = {m: np.full(vector_length(plan, "holders", m), 9.0) for m in MODALITIES}
+    told["clinical"] = np.array([9.0, 9.0, 2.0, 9.0, 9.0, 9.0])
+    counted = FeatureHolders.from_sums(plan, told).counted(plan, "clinical")
+    assert counted.tolist() == [True, True, False, False, False, False]
+
+
+def test_under_differential_privacy_the_flags_tell_of_the_table_and_of_no_patient() -> None:
+    plan = example_plan(features=FLOORS)
+    private = plan.model_copy(
+        update={"differential_privacy": plan.differential_privacy.model_copy(update={"enabled": True})}
+    )
+    one = RawTable(("a",), {"age": np.array([np.nan])}, {"smoker": (None,)})
+    two = RawTable(("a", "b"), {"age": np.array([1.0, 2.0])}, {"smoker": ("yes", "pipe")})
+    for table_ in (one, two):
+        assert holders_vector(private, "clinical", table_).tolist() == [1, 0, 1, 1, 1, 1]
+    assert sensitivity(private, "holders", "clinical") == 0.0
+
+
 def test_rare_categories_are_zeroed_before_they_leave() -> None:
     plan = example_plan(features={**FLOORS, "rare_category": 3})
     smoker = ("yes",) * 2 + ("no",) * 3 + ("pipe",)
     clinical = RawTable(tuple("abcdef"), {}, {"smoker": smoker})
-    assert counts_vector(plan, "clinical", clinical).tolist()[5:] == [6, 1, 0, 3, 0]
     others = {m: table(plan, m, 6, 1) for m in ("mrna", "image")}
+    holders = holders_of(plan, [{**others, "clinical": clinical}])
+    assert holders.modalities["clinical"].tolist() == [0, 0, 1, 0, 1, 0]
+    assert counts_vector(plan, holders, "clinical", clinical).tolist()[3:] == [6, 0, 3, 0]
     _, _, schema = federate(plan, [{**others, "clinical": clinical}])
     assert schema.labels("clinical") == ("smoker=no", "smoker=other")
     np.testing.assert_array_equal(schema.transform("clinical", clinical), [[0, 1]] * 2 + [[1, 0]] * 3 + [[0, 1]])
@@ -202,7 +257,7 @@ def test_a_modality_below_the_privacy_floor_is_not_summed() -> None:
     assert summed_modalities(example_plan(secure_sum={"k_min": 6})) == MODALITIES
     plan = example_plan(secure_sum={"k_min": 7}, features=FLOORS)
     assert summed_modalities(plan) == ()
-    counts = FeatureCounts.from_sums(plan, {})
+    counts = FeatureCounts.from_sums(plan, FeatureHolders({}), {})
     schema = FeatureSchema.build(plan, counts, FeatureMeans.from_sums(plan, counts, {}), {})
     assert schema.labels("clinical") == (
         "age", "age=missing", "marker", "marker=missing", "smoker=yes", "smoker=no", "smoker=other", "smoker=missing",
@@ -216,7 +271,11 @@ def test_a_modality_below_the_privacy_floor_is_not_summed() -> None:
 @given(patients=st.integers(0, 25), seed=st.integers(0, 2**32 - 1), rare=st.integers(0, 6), row=st.integers(0, 1000))
 def test_bounds_lengths_and_sensitivity_hold(patients: int, seed: int, rare: int, row: int) -> None:
     plan = example_plan(features={**FLOORS, "rare_category": rare})
+    private = plan.model_copy(
+        update={"differential_privacy": plan.differential_privacy.model_copy(update={"enabled": True})}
+    )
     # Enough other patients that every column is used.
+    holders = holders_of(plan, [pooled(plan, 50, 7)])
     counts, means, _ = federate(plan, [pooled(plan, 50, 7)])
     for m in MODALITIES:
         more = table(plan, m, patients + 1, seed)
@@ -225,8 +284,10 @@ def test_bounds_lengths_and_sensitivity_hold(patients: int, seed: int, rare: int
         for name in FEATURE_SUMS:
             vectors = []
             for t in (more, fewer):
-                if name == "counts":
-                    vectors.append(counts_vector(plan, m, t))
+                if name == "holders":
+                    vectors.append(holders_vector(private, m, t))
+                elif name == "counts":
+                    vectors.append(counts_vector(plan, holders, m, t))
                 elif name == "means":
                     vectors.append(means_vector(plan, counts, m, t))
                 else:
@@ -269,15 +330,19 @@ def test_bytes_are_exact_and_strict() -> None:
 
 def test_wrong_sums_are_a_protocol_error() -> None:
     plan = example_plan(features=FLOORS)
-    good = {m: counts_vector(plan, m, t) for m, t in pooled(plan, 40, 5).items()}
-    counts = FeatureCounts.from_sums(plan, good)
+    whole = pooled(plan, 40, 5)
+    holders = holders_of(plan, [whole])
+    good = {m: counts_vector(plan, holders, m, t) for m, t in whole.items()}
+    counts = FeatureCounts.from_sums(plan, holders, good)
     for bad in (
         {**good, "proteins": np.zeros(3)},
         {**good, "mrna": good["mrna"][:-1]},
         {**good, "mrna": good["mrna"] * np.nan},
     ):
         with pytest.raises(ProtocolError):
-            FeatureCounts.from_sums(plan, bad)
+            FeatureCounts.from_sums(plan, holders, bad)
+    with pytest.raises(ProtocolError):
+        FeatureHolders.from_sums(plan, {"mrna": np.zeros(2)})
     with pytest.raises(ProtocolError):
         FeatureMeans.from_sums(plan, counts, {"mrna": np.zeros(4)})
 
@@ -285,11 +350,11 @@ def test_wrong_sums_are_a_protocol_error() -> None:
 def test_a_table_of_the_wrong_kind_is_refused() -> None:
     plan = example_plan()
     with pytest.raises(FeatureTableError, match="age"):
-        counts_vector(plan, "clinical", RawTable(("a",), {}, {"age": ("old",)}))
+        holders_vector(plan, "clinical", RawTable(("a",), {}, {"age": ("old",)}))
     with pytest.raises(FeatureTableError, match="smoker"):
-        counts_vector(plan, "clinical", RawTable(("a",), {"smoker": np.zeros(1)}, {}))
+        holders_vector(plan, "clinical", RawTable(("a",), {"smoker": np.zeros(1)}, {}))
     with pytest.raises(FeatureTableError, match="2 values for 1"):
-        counts_vector(plan, "clinical", RawTable(("a",), {"age": np.zeros(2)}, {}))
+        holders_vector(plan, "clinical", RawTable(("a",), {"age": np.zeros(2)}, {}))
 
 
 def test_noised_sums_still_make_a_schema() -> None:
@@ -301,7 +366,10 @@ def test_noised_sums_still_make_a_schema() -> None:
     def noised(vector: np.ndarray) -> np.ndarray:
         return vector + rng.normal(0, 8, vector.shape)
 
-    counts = FeatureCounts.from_sums(plan, {m: noised(counts_vector(plan, m, whole[m])) for m in MODALITIES})
+    holders = holders_of(plan, [whole])
+    counts = FeatureCounts.from_sums(
+        plan, holders, {m: noised(counts_vector(plan, holders, m, whole[m])) for m in MODALITIES}
+    )
     means = FeatureMeans.from_sums(
         plan, counts, {m: noised(means_vector(plan, counts, m, whole[m])) for m in MODALITIES}
     )

@@ -31,7 +31,7 @@ def plaintext(federation: SmallFederation, rounds: int) -> tuple[dict[str, Any],
     """w and the server optimiser's state of every summed component, from the institutions' own δ and α."""
     plan, run = federation.plan, federation.run
     chosen = optimiser_settings(plan)
-    made = next(w for w in federation.works.values() if w._layout is not None)._layout
+    made = next(w._prepared for w in federation.works.values() if w._prepared is not None).layout
     assert made is not None
     owners = run.cohorts.summed(run.state.setup)
     weights = {name: made.components[name].initial(plan.seed) for name in owners}
@@ -122,9 +122,9 @@ def test_what_one_institution_owns_alone_never_leaves_it() -> None:
     for name in private:
         (owner,) = run.cohorts.ownership.components[name].owners
         kept = federation.memory(owner).private[name]
-        made = federation.works[owner]._layout
-        assert made is not None
-        start = made.components[name].initial(federation.plan.seed)
+        prepared = federation.works[owner]._prepared
+        assert prepared is not None
+        start = prepared.layout.components[name].initial(federation.plan.seed)
         deltas = [federation.recorded[owner][r, "updates"].updates[name] for r in (1, 2)]
         assert np.array_equal(kept, (start + deltas[0]) + deltas[1])
         assert not np.array_equal(kept, start)
@@ -137,7 +137,7 @@ def test_opened_losses_and_metrics_are_the_plaintext_sums() -> None:
     state = federation.run.state
     sizes = {name: len(federation.weights(name)) for name in state.components}
     sums = federation.run.cohorts.training_sums(sizes, state.setup)
-    proximity = federation.works[federation.plan.roster[0]].plan.proximity
+    proximity = federation.plan.proximity
     for part in sums[1].parts:
         kind, _, name = part.name.partition("/")
         rows = [federation.recorded[i][2, "statistics"].words[part.name] for i in survivors if i in part.contributors]

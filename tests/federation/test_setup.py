@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from federation.feature_sums import FEATURE_SUMS, counts_vector, means_vector, squares_vector
+from federation.feature_sums import FEATURE_SUMS, FeatureSum
 from federation.features import FeatureSchema
 from federation.rounds import Cohorts, Figures, RoundError
 from federation.setup import FeatureSums, feature_encoding, feature_vectors, patient_encoding, patients_of
@@ -38,21 +38,15 @@ def test_the_schema_is_the_one_of_the_pooled_tables() -> None:
     sums = {s.name: s for s in cohorts.setup_sums()}
     alone = FeatureSums(plan, sums)
     tables = {m.name: pooled(federation, m.name) for m in plan.modalities}
-    holders = {p.name.removeprefix("features/"): len(p.contributors) for p in sums["counts"].parts}
+    holders = {p.name.removeprefix("features/"): len(p.contributors) for p in sums["holders"].parts}
     for name in FEATURE_SUMS:
         words = {}
         for modality, table in tables.items():
-            if name == "counts":
-                vector = counts_vector(plan, modality, table)
-                vector[2:] = np.where(vector[2:] == 1, holders[modality], vector[2:])  # one flag per institution
-            elif name == "means":
-                assert alone.counts is not None
-                vector = means_vector(plan, alone.counts, modality, table)
-            else:
-                assert alone.counts is not None
-                assert alone.means is not None
-                vector = squares_vector(plan, alone.counts, alone.means, modality, table)
-            words[f"features/{modality}"] = encode(vector, feature_encoding(plan, name, modality, holders[modality]))
+            vector = alone.vector(name, modality, table)
+            assert vector is not None
+            encoded = encode(vector, feature_encoding(plan, name, modality, holders[modality]))
+            # Everybody has every column: the pooled table's one flag is one of each institution.
+            words[f"features/{modality}"] = encoded * np.uint64(holders[modality] if name == "holders" else 1)
         alone.take(name, words)
     assert alone.schema is not None
     assert schema.widths == alone.schema.widths
@@ -88,15 +82,25 @@ def test_a_modality_that_is_missing_from_a_later_sum_is_a_protocol_error() -> No
     told = FeatureSums(plan, sums)
     name = plan.roster[0]
     data = patients(plan, name)
-    made = {
-        f"features/{m}": encode(counts_vector(plan, m, t), feature_encoding(plan, "counts", m, 4 if m != "mrna" else 7))
-        for m, t in data.tables.items()
-    }
-    told.take("counts", made)
+    holders = {m: 7 if m == "mrna" else 4 for m in data.tables}
+
+    def words(sum_name: FeatureSum) -> dict[str, np.ndarray]:
+        made = {}
+        for m, t in data.tables.items():
+            vector = told.vector(sum_name, m, t)
+            assert vector is not None
+            made[f"features/{m}"] = encode(vector, feature_encoding(plan, sum_name, m, holders[m]))
+        return made
+
     with pytest.raises(ProtocolError):
-        told.take("means", {})
-    read = feature_vectors(plan, "counts", sums["counts"], made)
-    assert read["mrna"][0] == len(data)
+        told.take("counts", words("holders"))
+    first = words("holders")
+    told.take("holders", first)
+    with pytest.raises(ProtocolError):
+        told.take("counts", {})
+    assert feature_vectors(plan, "holders", sums["holders"], first)["mrna"][0] == 1
+    with pytest.raises(ProtocolError):
+        told.vector("means", "mrna", data.tables["mrna"])
 
 
 def test_figures_come_back_as_they_were_published() -> None:

@@ -59,8 +59,12 @@ def test_no_total_of_patients_makes_an_institution_tell_its_own(proximity: str) 
         updates = work._round.sums[0]  # type: ignore[union-attr]  # a round was opened
         sources = work.sources(updates, tuple(p for p in updates.parts if name in p.contributors))
         assert sources
-        losses = [p for p in work._round.sums[1].parts if p.name.startswith("losses/")]  # type: ignore[union-attr]
-        assert {work._proximity(p.name.partition("/")[2]) >= 0 for p in losses if name in p.contributors} == {True}
+        prepared, state = work._prepared, work._round
+        assert prepared is not None
+        assert state is not None
+        assert state.statistics is not None
+        subsets = [p.name.partition("/")[2] for p in state.sums[1].parts if p.name.startswith("losses/")]
+        assert all(state.statistics.proximity(s) >= 0 for s in subsets if name in prepared.layout.subsets[s])
 
 
 @pytest.mark.parametrize("proximity", ["inner", "size", "cosine"])

@@ -17,10 +17,10 @@ from federation.rounds import digest
 from institution_node.data import NoPatientError
 from institution_node.guard import WorkFailedError
 from institution_node.link import CoordinatorRefusalError, CoordinatorUnreachableError, LinkWatcher
-from institution_node.local_run import Recorder
 from institution_node.node import PHASES, NodeWatcher
 from institution_node.observe import NodeObserver
 from institution_node.policy import PolicyRefusal
+from institution_node.recorder import Recorder
 from monitoring.logging import configure_logging
 from monitoring.metrics import NodeLocalMetrics, NodeShareableMetrics
 from security.audit import AuditLog, verify

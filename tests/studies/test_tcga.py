@@ -11,9 +11,11 @@ import pytest
 
 from federation.features import (
     FeatureCounts,
+    FeatureHolders,
     FeatureMeans,
     FeatureSchema,
     counts_vector,
+    holders_vector,
     means_vector,
     squares_vector,
 )
@@ -138,9 +140,11 @@ def test_the_schema_of_the_shards(nine: Federation) -> None:
     """Counts, means and squares over the nine give inputs that are finite and standardised over all of them."""
     plan = plan_of(nine)
     held = {m.name: [s.tables[m.name] for s in nine.shards if m.name in s.tables] for m in plan.modalities}
-    counts = FeatureCounts.from_sums(
-        plan, {m: np.sum([counts_vector(plan, m, t) for t in tables], axis=0) for m, tables in held.items()}
+    holders = FeatureHolders.from_sums(
+        plan, {m: np.sum([holders_vector(plan, m, t) for t in tables], axis=0) for m, tables in held.items()}
     )
+    counted = {m: np.sum([counts_vector(plan, holders, m, t) for t in tables], axis=0) for m, tables in held.items()}
+    counts = FeatureCounts.from_sums(plan, holders, counted)
     sums = {m: np.sum([means_vector(plan, counts, m, t) for t in tables], axis=0) for m, tables in held.items()}
     means = FeatureMeans.from_sums(plan, counts, sums)
     squares = {

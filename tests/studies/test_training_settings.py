@@ -68,7 +68,7 @@ def test_a_gradient_clip_bounds_every_update() -> None:
 def test_weight_decay_takes_its_part_of_every_weight() -> None:
     """With gradients clipped away only the decay moves: δ = ((1 − ηλ)^K − 1)·w."""
     federation = trained(optimiser="sgd", gradient_clip=1e-9, weight_decay=10.0)
-    made = next(iter(federation.works.values()))._layout
+    made = next(w._prepared for w in federation.works.values() if w._prepared is not None).layout
     assert made is not None
     for (_, _, component), delta in updates(federation).items():
         before = made.components[component].initial(federation.plan.seed)

@@ -1,0 +1,68 @@
+"""What a run's setup makes possible at an institution: its layout, its trainer, and the model that it follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from federation.fixed_point import ModelEncoding
+from federation.layout import Layout
+from federation.plan import Plan
+from federation.rounds import Cohorts, Setup
+from institution_node.global_model import GlobalModel
+from institution_node.run_context import RunContext
+from institution_node.trainer import Trainer
+from security.errors import ConfigurationError
+from security.secure_sum.spec import Part
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Made once per run.
+
+    Attributes:
+        context: of the run.
+        setup: that round 0 settled.
+        layout: for the schema's widths.
+        trainer: on this institution's patients.
+        model: the summed components that it owns.
+    """
+
+    context: RunContext
+    setup: Setup
+    layout: Layout
+    trainer: Trainer
+    model: GlobalModel
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """Summed components that this institution owns."""
+        return frozenset(self.model.weights)
+
+    def weights(self) -> dict[str, Float32]:
+        """Every component that this institution owns, as it stands: global ones, and its private ones."""
+        private = self.context.recall().private
+        return {
+            name: self.model.weights[name]
+            if name in self.model.weights
+            else private.get(name, self.layout.components[name].initial(self.context.plan.seed))
+            for name in self.layout.owned(self.context.institution)
+        }
+
+    def alpha(self, component: str) -> float:
+        """α_i = ñ_i / N_c (METHOD.md, "One round", step 4)."""
+        cohorts: Cohorts = self.context.cohorts
+        cohort = cohorts.name_of(cohorts.shared[component].owners)
+        if cohort is None:
+            raise ConfigurationError(f"the patients of the owners of {component} are not summed in this run.")
+        return self.context.share(self.setup.patients, cohort)
+
+
+def model_encoding(plan: Plan, part: Part) -> ModelEncoding:
+    """How a trajectory becomes the words of a part."""
+    s = plan.secure_sum
+    return ModelEncoding(s.clip, s.headroom, len(part.contributors))

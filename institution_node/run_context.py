@@ -1,0 +1,58 @@
+"""What every room of one run's work at an institution is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from federation.plan import Plan
+from federation.rounds import Cohorts
+from institution_node.global_model import Library
+from institution_node.memory import Memory, RunMemory
+from institution_node.noise import Charges
+from institution_node.recorder import Recorder
+from security.privacy.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run at one institution.
+
+    Attributes:
+        plan: the plan.
+        run: its digest, 32 bytes.
+        institution: this one.
+        cohorts: of the plan.
+        library: content by digest.
+        memory: what survives a restart.
+        randomness: the node's own generator, for this run.
+        charges: the privacy ledger's way in.
+        recorder: told local figures.
+    """
+
+    plan: Plan
+    run: bytes
+    institution: str
+    cohorts: Cohorts
+    library: Library
+    memory: Memory
+    randomness: Randomness
+    charges: Charges
+    recorder: Recorder
+
+    @property
+    def private(self) -> bool:
+        """Whether the plan has differential privacy."""
+        return self.plan.differential_privacy.enabled
+
+    def recall(self) -> RunMemory:
+        """What is remembered of the run."""
+        return self.memory.load(self.run.hex())
+
+    def remember(self, memory: RunMemory) -> None:
+        """Durable on return."""
+        self.memory.save(self.run.hex(), memory)
+
+    def share(self, patients: Mapping[str, int], cohort: str) -> float:
+        """ñ_i over a cohort's total. 1 where a coordinator understates it: an error would tell by how much."""
+        return min(1.0, self.recall().noised_patients / patients[cohort])

@@ -1,0 +1,86 @@
+"""An institution's side of round 0: the feature sums and its noised patients, once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from federation import statistics
+from federation.feature_sums import sensitivity
+from federation.rounds import WEIGHTS
+from federation.setup import FeatureSums, feature_encoding, feature_sum, patient_encoding
+from federation.tables import RawTable
+from institution_node.noise import add_noise
+from institution_node.run_context import RunContext
+from security.privacy.mechanisms import count_event, noised_count
+from security.secure_sum.spec import Part, Sum
+from security.secure_sum.upload import ArrayWords, WordSource
+
+Words = npt.NDArray[np.uint64]
+
+
+class SetupWork:
+    """Round 0 at one institution.
+
+    Args:
+        context: of the run.
+        tables: the training patients' raw table of each of its modalities.
+        sums: of the round.
+    """
+
+    def __init__(self, context: RunContext, tables: Mapping[str, RawTable], sums: tuple[Sum, ...]) -> None:
+        self._context, self._tables = context, tables
+        self._features = FeatureSums(context.plan, {s.name: s for s in sums})
+
+    def sources(self, which: Sum, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
+        """The words of some parts of a sum."""
+        if which.name == WEIGHTS:
+            return self._weights(uploads)
+        context, plan, name = self._context, self._context.plan, feature_sum(which.name)
+        made: dict[str, WordSource] = {}
+        for part in uploads:
+            modality = part.name.removeprefix("features/")
+            vector = self._features.vector(name, modality, self._tables[modality])
+            if vector is None:
+                # An earlier sum of it stayed shut (rule 9): nothing more is told; its features follow from the plan.
+                vector = np.zeros(part.length)
+            how = feature_encoding(plan, name, modality, len(part.contributors))
+            words = statistics.encode(vector, how)
+            moved = sensitivity(plan, name, modality) if context.private else 0.0
+            if moved > 0:
+                rng = context.randomness.child(f"noise/0/{name}/{part.name}")
+                event = add_noise(words, how, moved, plan.differential_privacy.feature_noise, rng)
+                context.charges.spend(f"{name}/{part.name}", 0, event)
+            made[part.name] = ArrayWords(words)
+        return made
+
+    def take(self, which: Sum, words: Mapping[str, Words]) -> None:
+        """Takes an opened feature sum, and remembers the schema once it is complete."""
+        self._features.take(feature_sum(which.name), words)
+        if self._features.schema is not None:
+            memory = self._context.recall()
+            self._context.remember(replace(memory, schema=self._features.schema.digest))
+
+    def _weights(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
+        patients = np.array([float(self._noised_patients())])
+        return {p.name: ArrayWords(statistics.encode(patients, patient_encoding(p.contributors))) for p in uploads}
+
+    def _noised_patients(self) -> int:
+        """ñ_i: drawn once per run and kept (METHOD.md, "Objects")."""
+        context = self._context
+        memory = context.recall()
+        if memory.noised_patients:
+            return memory.noised_patients
+        # A modality's table has every training patient of the institution: who lacks one is in none.
+        n = len(next(iter(self._tables.values())))
+        scale = Fraction(context.plan.training.count_noise)
+        if scale > 0:
+            context.charges.spend("patients", 0, count_event(scale))
+            n = noised_count(n, scale, context.randomness.child("patients"))
+        n = min(max(1, n), statistics.MAX_PATIENTS)
+        context.remember(replace(memory, noised_patients=n))
+        return n

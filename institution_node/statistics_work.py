@@ -1,0 +1,111 @@
+"""An institution's side of sum B of one round: its losses at the published model, proximity, metrics, clip counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from federation import names, proximity
+from federation.blending import advance
+from federation.losses import LossSums
+from federation.settings import blending_settings, proximity_settings
+from institution_node.noise import add_noise
+from institution_node.prepared import Prepared
+from institution_node.statistics import (
+    Divisors,
+    Encoded,
+    LossPair,
+    encode_clipped,
+    encode_losses,
+    encode_metrics,
+    rescaled,
+)
+from institution_node.update_work import UpdateWork
+from security.secure_sum.spec import Part
+from security.secure_sum.upload import ArrayWords, WordSource
+
+
+class StatisticsWork:
+    """Sum B of one round at one institution.
+
+    Args:
+        prepared: of the run.
+        number: of the round, from 1.
+        updates: the round's sum A, as far as this institution followed it.
+    """
+
+    def __init__(self, prepared: Prepared, number: int, updates: UpdateWork) -> None:
+        self._prepared, self._context = prepared, prepared.context
+        self._number, self._updates = number, updates
+        self._before = self._context.recall()
+
+    def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
+        """The words of some parts."""
+        context, prepared = self._context, self._prepared
+        plan, memory = context.plan, self._before
+        evaluation = prepared.trainer.evaluate(prepared.weights())
+        trained, held = prepared.trainer.patients, len(evaluation.labels)
+        divisors = Divisors(trained, max(1, held))
+        if context.private:
+            divisors = Divisors.of_noised(memory.noised_patients, plan.training.validation_fraction)
+        losses = rescaled(evaluation.losses, trained, held, divisors)
+        encoded: dict[str, Encoded] = {}
+        for part in uploads:
+            kind, _, name = part.name.partition("/")
+            n = len(part.contributors)
+            if kind == "losses":
+                p = self.proximity(name)
+                context.recorder.near(name, p)
+                last = memory.last_losses.get(name)
+                logits, labels = evaluation.logits[name], evaluation.labels
+                encoded[part.name] = encode_losses(plan, losses[name], logits, labels, p, last, divisors, n)
+            elif kind == "metrics":
+                encoded[part.name] = encode_metrics(plan, evaluation.labels, evaluation.probabilities, n)
+            else:
+                components = context.cohorts.clip_groups(prepared.setup)[name]
+                encoded[part.name] = encode_clipped([self._updates.clipped.get(c, 0) for c in components], n)
+        made: dict[str, WordSource] = {n: ArrayWords(self._with_noise(n, e)) for n, e in encoded.items()}
+        self._keep(losses)
+        return made
+
+    def _with_noise(self, part: str, e: Encoded) -> npt.NDArray[np.uint64]:
+        context = self._context
+        if context.private and e.sensitivity > 0:
+            multiplier = context.plan.differential_privacy.statistics_noise
+            rng = context.randomness.child(f"noise/{self._number}/{part}")
+            event = add_noise(e.words, e.encoding, e.sensitivity, multiplier, rng)
+            context.charges.spend(part, self._number, event)
+        spent = context.charges.spent()
+        if spent is not None:
+            context.recorder.spent(*spent)
+        return e.words
+
+    def proximity(self, subset: str) -> float:
+        """p_i of a subset (METHOD.md, "PCW")."""
+        context, updates = self._context, self._updates
+        components = [names.encoder(m) for m in names.modalities_of(subset)] + [names.classifier(subset)]
+        size = 0.0
+        if context.plan.proximity.kind == "size":
+            cohort = context.cohorts.name_of(self._prepared.layout.subsets[subset])
+            size = context.share(self._prepared.setup.patients, cohort) if cohort else 0.0
+        return proximity.proximity(proximity_settings(context.plan), updates.dots, updates.shares, components, size)
+
+    def _keep(self, by_subset: Mapping[str, LossPair]) -> None:
+        """Remembers the losses for the next ΔL, and advances this institution's own blending: from how the round found
+        them, so that another attempt of it does not advance them twice."""
+        context, memory = self._context, self._before
+        largest = context.plan.proximity.loss_max
+        own: dict[str, LossSums] = {}
+        kept = dict(memory.last_losses)
+        for subset, losses in by_subset.items():
+            context.recorder.evaluated(subset, losses.training, losses.validation)
+            if losses.validation is None:
+                continue
+            own[subset] = LossSums.contribution(1.0, losses.training, losses.validation, kept.get(subset), largest)
+            kept[subset] = (min(losses.training, largest), min(losses.validation, largest))
+        settings = replace(blending_settings(context.plan), weight_floor=0.0)
+        blending, _ = advance(memory.blending, own, settings)
+        context.remember(replace(context.recall(), last_losses=kept, blending=blending))

@@ -1,0 +1,124 @@
+"""An institution's side of sum A of one round: local training, its words, and the model that the opened sum makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from consilium.v1 import round_pb2 as pb
+
+from federation import names
+from federation.blending import advance, step_weights
+from federation.proximity import ComponentDots, component_dots
+from federation.rounds import ComponentDigests, Figures
+from federation.settings import blending_settings
+from institution_node.encoding import UpdateWords, clip_update
+from institution_node.prepared import Prepared, model_encoding
+from institution_node.schedule import learning_rate
+from security.secure_sum.errors import TranscriptError
+from security.secure_sum.messages import SurvivorList
+from security.secure_sum.spec import Part, Sum
+from security.secure_sum.upload import WordSource
+
+Float32 = npt.NDArray[np.float32]
+
+
+class UpdateWork:
+    """Sum A of one round at one institution. Trains once; another attempt masks the same vectors anew.
+
+    Args:
+        prepared: of the run.
+        number: of the round, from 1.
+        figures: DGB's, published with the round.
+
+    Attributes:
+        updates: δ_i of each component that it owns; empty before it trained.
+        clipped: how many values of each summed component's trajectory were clipped.
+        dots: δ_i and δ_G of each summed component; empty before its sum is open.
+        shares: this institution's part of each opened sum, in [0, 1].
+    """
+
+    def __init__(self, prepared: Prepared, number: int, figures: Figures) -> None:
+        self.updates: dict[str, Float32] = {}
+        self.clipped: dict[str, int] = {}
+        self.dots: dict[str, ComponentDots] = {}
+        self.shares: dict[str, float] = {}
+        self._prepared, self._context = prepared, prepared.context
+        self._number, self._figures = number, figures
+        self._private: Mapping[str, Float32] = {}
+
+    def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
+        """The words of some parts; trains first where that was not done yet."""
+        if not self.updates:
+            self._train()
+        recorder, plan = self._context.recorder, self._context.plan
+        made: dict[str, WordSource] = {}
+        for part in uploads:
+            delta = self.updates[part.name]
+            if part.name not in self.clipped:
+                self.clipped[part.name] = clip_update(delta, plan.secure_sum.clip)
+                recorder.updated(part.name, float(np.linalg.norm(delta)), self.clipped[part.name])
+            alpha = self._prepared.alpha(part.name)
+            recorder.weighed(part.name, alpha)
+            made[part.name] = UpdateWords(delta, alpha, model_encoding(plan, part))
+        return made
+
+    def take(self, which: Sum, opened: pb.OpenedSum, listed: SurvivorList) -> None:
+        """Follows the opened sum to w(t+1).
+
+        Raises:
+            TranscriptError: the coordinator's w(t+1) is not what the opened sum gives.
+        """
+        context, prepared = self._context, self._prepared
+        words = {p.part: p.words for p in opened.parts}
+        states = ComponentDigests.all_from(opened.components)
+        if set(words) != set(states):
+            raise TranscriptError("the opened updates and the components made of them are not the same.")
+        for name in sorted(prepared.shared & set(words)):
+            encoding = model_encoding(context.plan, which.part(name))
+            total, mean = prepared.model.advance(name, words[name], encoding, states[name])
+            if name in self.updates:
+                self.dots[name] = component_dots(self.updates[name], mean)
+                in_sum = context.institution in listed.alive
+                self.shares[name] = min(1.0, prepared.alpha(name) / total) if in_sum else 0.0
+        # Private components follow their own round, which stands once the others' is open.
+        memory = context.recall()
+        memory = replace(memory, known=prepared.model.digests(), known_round=self._number)
+        if self._private:
+            memory = replace(memory, private={**memory.private, **self._private})
+        context.remember(memory)
+
+    def _train(self) -> None:
+        context, prepared = self._context, self._prepared
+        plan, weights = context.plan, prepared.weights()
+        factors = self._step_factors()
+        if context.private:
+            from institution_node.private_training import planned_event
+
+            context.charges.spend("updates", self._number, planned_event(plan, prepared.trainer.patients))
+        eta = learning_rate(plan.training, self._number - 1, max(plan.rounds, self._number))
+        trajectory = prepared.trainer.train(weights, factors, eta, context.randomness.child(f"round/{self._number}"))
+        context.recorder.trained(self._number, 0.0, trajectory.mean_loss, factors)
+        self.updates = trajectory.checked(weights)
+        self._private = {n: weights[n] + delta for n, delta in self.updates.items() if n not in prepared.shared}
+
+    def _step_factors(self) -> dict[str, float]:
+        """κ·v of each component (METHOD.md, "DGB")."""
+        context, layout = self._context, self._prepared.layout
+        local = context.plan.blending.kind == "local"
+        scores: dict[str, float | None] = {} if local else dict(self._figures.scores)
+        subsets = layout.subsets_of(context.institution)
+        settings = blending_settings(context.plan)
+        # Under differential privacy the institution's own losses may not steer what it releases: a subset that the
+        # federation has no score of stays uniform.
+        if not context.private:
+            median = None if local else self._figures.median_squared_overfitting
+            _, figures = advance(context.recall().blending, {}, settings, median)
+            own = figures.scores()
+            for subset in subsets:
+                if scores.get(subset) is None:
+                    scores[subset] = own.get(subset)
+        v = step_weights(scores, subsets, settings, self._number - 1)
+        return {name: v.get(names.component_subset(name), 1.0) for name in layout.owned(context.institution)}
