@@ -36,7 +36,7 @@ RARER = (
     "after-keys/0",
     "after-shares/0",
     "after-uploads/0/means",
-    "after-list-signed/0/squares",
+    "after-list-signed/0/holders",
     "after-sum-opened/0/weights",
     "before-commit/0",
 )
