@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from security.errors import ConfigurationError
 from security.secure_sum.cohorts import subtracts_below
-
-MAX_COMPLETE_GRAPH: Final = 100
-"""Largest roster whose mask graph is complete (rule 10); the sparse graph of Bell et al. 2020 comes later."""
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH
 
 Ring = Literal[16, 32, 64]
 """Bits of a word."""
