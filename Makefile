@@ -39,7 +39,7 @@ lint: $(VENV)/.dev ## Style, types, architecture
 unit: $(VENV)/.dev ## The tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-bench: $(VENV)/.demo ## Secure rounds over mTLS, as a table and bench/results.json
+bench: $(VENV)/.demo ## Secure rounds, as a table and bench/results.json
 	$(BIN)/python -m deploy.bench
 
 mutations: $(VENV)/.dev ## Takes each security check out and sees its attack test fail

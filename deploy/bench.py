@@ -1,205 +1,136 @@
 """`make bench`: secure rounds over mTLS with real processes, as one table and bench/results.json.
 
-A row is the median of the rounds that follow the first, keys to committed sums, processes already up. `none` runs the
-same transport, spool, hash and server optimiser without masks, so the ratio is what security costs.
+A row is the median of the rounds that follow a first one, from the first key to the commit, processes already up.
+`none` runs the same transport, spool, hash and server optimiser without keys, shares and masks: the ratio is what
+security costs. Cases are run in several passes, in turn, so that a slow minute of the machine falls on all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 
-from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
-from deploy.cli import connect
-from deploy.local_federation import LocalFederation, LocalInstitution
-from federation.plan import Plan, digest
-from monitoring.memory import PeakSampler
-from security.errors import ConsiliumError
+from deploy import bench_in_memory
+from deploy.bench_federation import bench_federation, measure
+from deploy.bench_rates import RateMeter
+from deploy.bench_rows import Case, Measured, Row, Transport, merge, rows_of, table
+from security.user_errors import user_errors
 
-Backend = Literal["masks", "none"]
-FEDERATION = "bench"
-ROUND_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """What one row measures."""
-
-    institutions: int
-    parameters: int
-    backend: Backend
-    dropouts: int
+RESULTS: Final = Path("bench/results.json")
+TABLE_WIDTH: Final = 120
+CASE_SECONDS: Final = 240.0
+"""A case that takes longer is given up."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of bench/results.json."""
-
-    institutions: int
-    parameters: int
-    backend: Backend
-    dropouts: int
-    wall_seconds: float
-    ratio_to_none: float
-    coordinator_peak_mib: float
-    bytes_up_per_parameter: float
-    bytes_down_per_parameter: float
-    rounds: int
+def cases(
+    sizes: Sequence[int], institutions: Sequence[int], dropouts: Sequence[int], transport: Transport = "grpc"
+) -> list[Case]:
+    """All of these, by institutions and size; each size's `none` first, since the others are told as ratios to it."""
+    found: list[Case] = []
+    for n in institutions:
+        for size in sizes:
+            found.append(Case(n, size, "none", 0, transport))
+            found += [Case(n, size, "masks", d, transport) for d in dropouts]
+    return found
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One case, measured."""
-
-    seconds: tuple[float, ...]
-    peak_mib: float
-    up: float
-    down: float
-    parameters: int
-
-
-@contextmanager
-def bench_federation(case: Case, root: Path) -> Iterator[tuple[LocalFederation, list[str]]]:
-    """Certificates and configuration for one case."""
-    names = [f"node-{k + 1}" for k in range(case.institutions)]
-    with LocalFederation(root, FEDERATION, seed=1) as federation:
-        federation.make_authority()
-        federation.enrol("coordinator", ["coordinator"])
-        federation.enrol("operator", ["operator"])
-        federation.enrol("institution", names)
-        federation.configure_coordinator()
-        yield federation, names
+def default_cases() -> list[Case]:
+    """The rows of `make bench`: sizes at nine institutions, numbers of institutions at a million parameters."""
+    return [
+        *cases([1_000_000], [3], [0]),
+        *cases([1_000_000, 10_000_000], [9], [0, 1]),
+        *cases([100_000_000], [9], [0]),
+        *cases([1_000_000], [32, 50], [0]),
+        *cases([1_000_000], [100], [0], "memory"),
+    ]
 
 
-def measure(case: Case, rounds: int) -> Measured:
-    """Runs one case: a coordinator and nodes as processes, `rounds` training rounds, the first not counted."""
-    with tempfile.TemporaryDirectory() as folder, bench_federation(case, Path(folder)) as (federation, names):
-        keys = {name: federation.public_key(name) for name in names}
-        plan = bench_plan(keys, case.parameters, rounds, case.backend, FEDERATION)
-        run = digest(plan.to_bytes())
-        for name in names:
-            nowhere = federation.folder(name) / "generated"
-            institution = LocalInstitution(name, {MODALITY: nowhere}, nowhere)
-            federation.configure_node(institution, [run.hex()])
-        coordinator = federation.start_coordinator()
-        for k, name in enumerate(names):
-            vanish = {"CONSILIUM_BENCH_VANISH": "1"} if k < case.dropouts else {}
-            federation.start_node(name, vanish, module="deploy.bench_node")
-        with PeakSampler([coordinator.pid], 0.02) as sampler:
-            commits, up, down = _follow(federation, plan, run, rounds)
-        between = tuple(b - a for a, b in pairwise(commits))
-        size = _parameters(plan)
-        return Measured(between, sampler.peak_bytes(coordinator.pid) / 2**20, up / size, down / size, size)
+def rounds_of(case: Case) -> int:
+    """Counted rounds in one pass: fewer where one takes long."""
+    words = case.institutions * case.parameters
+    if case.transport == "memory":
+        return 2 if words <= 100_000_000 else 1
+    return 5 if words <= 100_000_000 else 2
 
 
-def _follow(federation: LocalFederation, plan: Plan, run: bytes, rounds: int) -> tuple[list[float], float, float]:
-    """Starts the run and waits for its end; commit times of the training rounds, bytes up and down a round and node."""
-    from coordinator.store import Store
-
-    with connect(federation.address, federation.folder("operator")) as link:
-        link.start(plan.to_bytes())
-        end = time.monotonic() + ROUND_SECONDS * (rounds + 2)
-        while (summary := link.status(run).summary).status not in ("finished", "failed", "stopped"):
-            federation.check_alive()
-            if time.monotonic() > end:
-                raise ConsiliumError(f"the bench stands still in round {summary.round}.")
-            time.sleep(0.5)
-    if summary.status != "finished":
-        raise ConsiliumError(f"the bench's run ended as {summary.status}: {summary.reason}.")
-    store = Store(f"sqlite:///{federation.folder('coordinator') / 'state' / 'state.sqlite'}")
-    committed = [r for r in store.rounds(run.hex()) if r.round >= 1]
-    records = [json.loads(r.record) for r in committed]
-    store.close()
-    nodes = len(plan.institutions)
-    up = statistics.median(r["bytes"]["up"] for r in records) / nodes
-    down = statistics.median(r["bytes"]["down"] for r in records) / nodes
-    return [r.at.timestamp() for r in committed], up, down
+def passes_of(case: Case, passes: int) -> int:
+    """How often a case is run: the largest once."""
+    return passes if case.institutions <= 9 and case.parameters <= 10_000_000 else 1
 
 
-def _parameters(plan: Plan) -> int:
-    from federation.layout import layout
-
-    made = layout(plan, {MODALITY: COLUMNS})
-    return sum(c.size for c in made.components.values())
-
-
-def bench(sizes: Sequence[int], institutions: int, rounds: int, drops: Sequence[int]) -> list[Row]:
-    """All rows, in order; each size's `none` first, since the others are told as ratios to it."""
-    rows: list[Row] = []
-    for size in sizes:
-        base = 0.0
-        cases = [Case(institutions, size, "none", 0), *(Case(institutions, size, "masks", d) for d in drops)]
-        for case in cases:
-            m = measure(case, rounds)
-            wall = statistics.median(m.seconds)
-            base = base or wall
-            rows.append(
-                Row(
-                    institutions,
-                    size,
-                    case.backend,
-                    case.dropouts,
-                    round(wall, 3),
-                    round(wall / base, 2),
-                    round(m.peak_mib, 1),
-                    round(m.up, 3),
-                    round(m.down, 3),
-                    len(m.seconds),
-                )
-            )
-            spread = f"{min(m.seconds):.2f} to {max(m.seconds):.2f}"
-            print(f"{case}: {wall:.3f} s ({spread}), peak {m.peak_mib:.0f} MiB", file=sys.stderr)  # noqa: T201 - progress
-    return rows
+def run(
+    wanted: Sequence[Case], passes: int, meter: RateMeter, root: Path, rounds: int | None = None
+) -> Iterator[tuple[Case, Measured]]:
+    """Measures all cases; those of one number of institutions share their certificates, and nothing else."""
+    for n in sorted({c.institutions for c in wanted}):
+        group = [c for c in wanted if c.institutions == n]
+        turns = [c for k in range(passes) for c in group if k < passes_of(c, passes)]
+        processes = [c for c in turns if c.transport == "grpc"]
+        if processes:
+            with tempfile.TemporaryDirectory(dir=root) as folder, bench_federation(Path(folder), n) as (f, keys):
+                for case in processes:
+                    over_grpc = partial(measure, f, keys, case, rounds or rounds_of(case), meter, CASE_SECONDS)
+                    yield case, _told(case, over_grpc)
+        for case in (c for c in turns if c.transport == "memory"):
+            in_memory = partial(bench_in_memory.measure, case, rounds or rounds_of(case), meter)
+            yield case, _told(case, in_memory)
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The rows for people."""
-    t = Table(title="Secure rounds over mTLS on loopback, real processes, no training")
-    for heading in ("institutions", "parameters", "backend", "dropouts", "round s", "÷ none", "coordinator MiB"):
-        t.add_column(heading, justify="right")
-    t.add_column("bytes up", justify="right")
-    t.add_column("bytes down", justify="right")
-    for r in rows:
-        t.add_row(
-            str(r.institutions),
-            f"{r.parameters:,}",
-            r.backend,
-            str(r.dropouts),
-            f"{r.wall_seconds:.2f}",
-            f"{r.ratio_to_none:.2f}",
-            f"{r.coordinator_peak_mib:.0f}",
-            f"{r.bytes_up_per_parameter:.2f}",
-            f"{r.bytes_down_per_parameter:.2f}",
-        )
-    return t
+def _told(case: Case, work: Callable[[], Measured]) -> Measured:
+    begun = time.monotonic()
+    measured = work()
+    seconds = f"{min(measured.seconds):.2f} to {max(measured.seconds):.2f} s a round"
+    print(f"{case}: {seconds}; {time.monotonic() - begun:.0f} s in all", file=sys.stderr)  # noqa: T201 - progress
+    return measured
 
 
-def main() -> None:
+def save(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """Puts the rows into the file, in the place of those of the same cases; returns all that the file now holds."""
+    kept = read_rows(path) if path.exists() else []
+    merged = merge(kept, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(r) for r in merged], indent=1) + "\n")
+    return merged
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Prints the table; on a narrow terminal its lines wrap, since cells cut short say nothing."""
+    Console(width=max(Console().width, TABLE_WIDTH)).print(table(rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file; those that an older bench wrote with other fields are left out."""
+    return [Row(**r) for r in json.loads(path.read_text()) if r.keys() == Row.__dataclass_fields__.keys()]
+
+
+@user_errors()
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `make bench`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--institutions", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=6, help="the first is not counted")
-    parser.add_argument("--dropouts", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--out", type=Path, default=Path("bench/results.json"))
-    arguments = parser.parse_args()
-    rows = bench(arguments.sizes, arguments.institutions, arguments.rounds, arguments.dropouts)
-    Console().print(table(rows))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    parser.add_argument("--sizes", type=int, nargs="+", help="parameters; without it, the cases of the committed table")
+    parser.add_argument("--institutions", type=int, nargs="+", default=[9])
+    parser.add_argument("--dropouts", type=int, nargs="+", default=[0])
+    parser.add_argument("--transport", choices=["grpc", "memory"], default="grpc")
+    parser.add_argument("--passes", type=int, default=2, help="over all cases, in turn; the largest are run once")
+    parser.add_argument("--rounds", type=int, help="counted rounds in a pass")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args(arguments)
+    wanted = default_cases()
+    if chosen.sizes:
+        wanted = cases(chosen.sizes, chosen.institutions, chosen.dropouts, chosen.transport)
+    with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder, RateMeter(Path(folder)) as meter:
+        rows = rows_of(run(wanted, chosen.passes, meter, Path(folder), chosen.rounds))
+    show(save(chosen.out, rows))
 
 
 if __name__ == "__main__":

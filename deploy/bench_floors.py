@@ -1,0 +1,156 @@
+"""What a round cannot do without: bytes to expand, to send, to hash and to store, and how long that takes at least.
+
+Pure arithmetic on sizes; the rates are measured by `deploy/bench_rates.py` in the same run, each on both cores. A floor
+is the bytes of one kind that all processes of a round handle together, over the rate of that kind alone; a round that
+did nothing else, perfectly shared between the cores, would take at least the largest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Kind = Literal["keystream", "tls", "hash", "disk"]
+
+
+@dataclass(frozen=True)
+class ComponentLoad:
+    """One summed component in one round.
+
+    Attributes:
+        parameters: of the component.
+        owners: institutions that made keys for it.
+        gone: of these, how many vanished after the key phase, so that their masks are recovered from shares.
+        neighbours: mask neighbours of each owner; None: all other owners.
+        word_bytes: of one parameter on the wire.
+        slots: state vectors of the server optimiser (FedAvg 0, FedAvgM 1, FedAdam and FedYogi 2).
+        masked: False for the backend `none`.
+    """
+
+    parameters: int
+    owners: int
+    gone: int = 0
+    neighbours: int | None = None
+    word_bytes: int = 4
+    slots: int = 0
+    masked: bool = True
+
+    @property
+    def alive(self) -> int:
+        """Owners whose upload is summed."""
+        return self.owners - self.gone
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one upload: a word per parameter, and one for the weight behind them."""
+        return self.word_bytes * (self.parameters + 1)
+
+    @property
+    def model(self) -> int:
+        """Bytes of w(t+1) and the server optimiser's state, float32."""
+        return 4 * self.parameters * (1 + self.slots)
+
+
+@dataclass(frozen=True)
+class RoundBytes:
+    """Bytes of each kind that all processes of a round handle together.
+
+    Attributes:
+        keystream: expanded and added: by who masks, and by the coordinator that takes the masks off.
+        sent: through TLS connections, each byte sealed at one end and opened at the other.
+        hashed: by SHA-256.
+        written: to files that are flushed to disk.
+        read: from files.
+    """
+
+    keystream: int = 0
+    sent: int = 0
+    hashed: int = 0
+    written: int = 0
+    read: int = 0
+
+    def __add__(self, other: RoundBytes) -> RoundBytes:
+        return RoundBytes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def keystream_bytes(load: ComponentLoad) -> int:
+    """Each survivor expands one keystream a neighbour and its own; the coordinator every survivor's own, and those
+    between every survivor and each neighbour of it that is gone."""
+    if not load.masked:
+        return 0
+    neighbours = load.owners - 1 if load.neighbours is None else load.neighbours
+    masking = load.alive * (neighbours + 1)
+    crossing = load.gone * neighbours * load.alive / max(1, load.owners - 1)  # of a random graph: the mean
+    return round((masking + load.alive + crossing) * load.vector)
+
+
+def component_bytes(load: ComponentLoad, transport: Literal["grpc", "memory"] = "grpc") -> RoundBytes:
+    """The bytes of one component's part of sum A; all else in a round is kilobytes.
+
+    Up go the survivors' vectors, down to every owner the opened sum. Hashed: every vector at both ends, and w(t+1) with
+    the optimiser's state by every owner and the coordinator. The coordinator writes the spool, the opened sum and the
+    model, and reads the spool, the opened sum (to advance the model, then once for every owner) and the old model.
+    """
+    up, down = load.alive * load.vector, load.owners * load.vector
+    opened = load.vector
+    made = RoundBytes(
+        keystream=keystream_bytes(load),
+        hashed=2 * up + opened + down + (load.owners + 1) * load.model,
+    )
+    if transport == "memory":
+        return made
+    return made + RoundBytes(sent=up + down, written=up + opened + load.model, read=up + opened + load.model + down)
+
+
+def round_bytes(loads: Iterable[ComponentLoad], transport: Literal["grpc", "memory"] = "grpc") -> RoundBytes:
+    """The bytes of a whole round."""
+    return sum((component_bytes(load, transport) for load in loads), RoundBytes())
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second, measured on both cores at once.
+
+    Attributes:
+        keystream: AES-256-CTR expanded and added to words, as `security.secure_sum.masks.Masker` does.
+        tls: through a TLS 1.3 connection on loopback, both ends on this machine.
+        hash: content hash of a buffer.
+        write: sequential writes, flushed to disk at the end.
+        read: sequential reads of what was just written.
+    """
+
+    keystream: float
+    tls: float
+    hash: float
+    write: float
+    read: float
+
+
+def floors(work: RoundBytes, rates: Rates) -> dict[Kind, float]:
+    """Seconds of each floor."""
+    return {
+        "keystream": work.keystream / rates.keystream,
+        "tls": work.sent / rates.tls,
+        "hash": work.hashed / rates.hash,
+        "disk": work.written / rates.write + work.read / rates.read,
+    }
+
+
+def largest_floor(work: RoundBytes, rates: Rates) -> tuple[Kind, float]:
+    """The floor that binds, and its seconds."""
+    found = floors(work, rates)
+    kind: Kind = max(found, key=lambda k: found[k])
+    return kind, found[kind]
+
+
+def ratio_to_floor(wall_seconds: float, work: RoundBytes, rates: Rates) -> float:
+    """How many times the largest floor a round took.
+
+    Raises:
+        ValueError: there is no work, so no floor.
+    """
+    _, floor = largest_floor(work, rates)
+    if floor <= 0:
+        raise ValueError("a round without bytes has no floor")
+    return wall_seconds / floor

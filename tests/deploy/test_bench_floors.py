@@ -1,0 +1,80 @@
+"""The bench's floors: bytes of a round by hand, and against what a real run of the machines moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.bench_floors import (
+    ComponentLoad,
+    Rates,
+    RoundBytes,
+    component_bytes,
+    floors,
+    keystream_bytes,
+    largest_floor,
+    ratio_to_floor,
+    round_bytes,
+)
+
+RATES = Rates(keystream=10.0, tls=2.0, hash=4.0, write=1.0, read=20.0)
+
+
+def test_bytes_of_a_round_by_hand() -> None:
+    load = ComponentLoad(parameters=9, owners=3)  # 40 bytes a vector, 36 a model
+    assert component_bytes(load) == RoundBytes(
+        keystream=3 * 3 * 40 + 3 * 40,  # each masks with two others and itself; the coordinator takes three off
+        sent=3 * 40 + 3 * 40,
+        hashed=2 * 3 * 40 + 40 + 3 * 40 + 4 * 36,
+        written=3 * 40 + 40 + 36,
+        read=3 * 40 + 40 + 36 + 3 * 40,
+    )
+
+
+def test_a_dropout_takes_an_upload_and_gives_the_coordinator_its_pairwise_masks() -> None:
+    load = ComponentLoad(parameters=9, owners=3, gone=1)
+    assert keystream_bytes(load) == (2 * 3 + 2 + 2) * 40
+    assert component_bytes(load).sent == 2 * 40 + 3 * 40
+
+
+def test_a_sparse_graph_expands_a_keystream_a_neighbour() -> None:
+    load = ComponentLoad(parameters=9, owners=101, gone=30, neighbours=20)
+    assert keystream_bytes(load) == round(71 * 21 * 40 + 71 * 40 + 30 * 20 * 71 / 100 * 40)
+
+
+def test_without_masks_nothing_is_expanded_and_all_else_stays() -> None:
+    masked, plain = (component_bytes(ComponentLoad(9, 3, masked=m)) for m in (True, False))
+    assert plain.keystream == 0
+    assert (plain.sent, plain.hashed, plain.written, plain.read) == (
+        masked.sent,
+        masked.hashed,
+        masked.written,
+        masked.read,
+    )
+
+
+def test_half_words_halve_what_travels_and_optimiser_state_rests_in_full() -> None:
+    load = ComponentLoad(parameters=9, owners=3, word_bytes=2, slots=2)
+    assert (load.vector, load.model) == (20, 3 * 36)
+
+
+def test_in_memory_nothing_is_sent_or_stored() -> None:
+    made = component_bytes(ComponentLoad(9, 3), "memory")
+    assert (made.sent, made.written, made.read) == (0, 0, 0)
+    assert made.hashed == component_bytes(ComponentLoad(9, 3)).hashed
+
+
+def test_components_add_up() -> None:
+    one, two = ComponentLoad(9, 3), ComponentLoad(99, 6)
+    assert round_bytes([one, two]) == component_bytes(one) + component_bytes(two)
+
+
+def test_floors_and_the_largest_of_them() -> None:
+    work = RoundBytes(keystream=100, sent=30, hashed=40, written=8, read=100)
+    assert floors(work, RATES) == {"keystream": 10.0, "tls": 15.0, "hash": 10.0, "disk": 13.0}
+    assert largest_floor(work, RATES) == ("tls", 15.0)
+    assert ratio_to_floor(45.0, work, RATES) == 3.0
+
+
+def test_no_bytes_no_floor() -> None:
+    with pytest.raises(ValueError, match="no floor"):
+        ratio_to_floor(1.0, RoundBytes(), RATES)

@@ -1,0 +1,106 @@
+"""Rows of the bench: medians, ratios and passes, and a whole case on the in-memory transport."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deploy import bench_in_memory
+from deploy.bench import cases, passes_of, read_rows, save
+from deploy.bench_floors import Rates, component_bytes
+from deploy.bench_rates import RateMeter
+from deploy.bench_rows import Case, Measured, load_of, merge, rows_of, table
+
+RATES = Rates(1e11, 2e9, 8e9, 1e10, 2e10)
+MIB = 2**20
+
+
+def measured(*seconds: float, peak: float = 100 * MIB, cpu: float = 1.0) -> Measured:
+    return Measured(1_000_000, seconds, cpu, cpu / 10, peak, peak / 2, 10 * peak, peak, 4e6, 4e6, RATES)
+
+
+MASKS, NONE = Case(9, 1_000_000), Case(9, 1_000_000, "none")
+
+
+def test_a_row_is_the_median_of_all_passes_and_told_as_a_ratio() -> None:
+    readings = [(NONE, measured(1.0, 3.0)), (MASKS, measured(2.0, 2.0)), (NONE, measured(2.0)), (MASKS, measured(9.0))]
+    none, masks = rows_of(readings)
+    assert (none.wall_seconds, none.ratio_to_none, none.rounds) == (2.0, 1.0, 3)
+    assert (masks.wall_seconds, masks.ratio_to_none, masks.rounds) == (2.0, 1.0, 3)
+    assert masks.cpu_seconds == pytest.approx(1.0 + 9 * 0.1)
+    assert masks.bytes_up_per_parameter == 4.0
+
+
+def test_peaks_of_passes_are_the_largest_and_processor_time_the_mean_by_rounds() -> None:
+    both = measured(1.0, peak=MIB, cpu=1.0) + measured(1.0, 1.0, 1.0, peak=3 * MIB, cpu=3.0)
+    assert (both.coordinator_peak, both.cpu_coordinator) == (3 * MIB, 2.5)
+
+
+def test_the_ratio_to_the_floor_is_wall_over_the_largest_floor() -> None:
+    (row,) = rows_of([(MASKS, measured(1.0))])
+    sent = component_bytes(load_of(MASKS, 1_000_000)).sent
+    assert (row.floor, row.floor_seconds) == ("tls", round(sent / RATES.tls, 4))
+    assert row.ratio_to_floor == round(1.0 / (sent / RATES.tls), 2)
+    assert row.ratio_to_none is None
+
+
+def test_rows_of_other_cases_stay_in_the_file_and_those_of_the_same_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "bench" / "results.json"
+    large = Case(9, 513_695_440)
+    save(path, rows_of([(large, measured(90.0)), (MASKS, measured(1.0))]))
+    save(path, rows_of([(NONE, measured(0.5)), (MASKS, measured(2.0))]))
+    rows = read_rows(path)
+    assert [(r.parameters, r.backend, r.wall_seconds) for r in rows] == [
+        (1_000_000, "none", 0.5),
+        (1_000_000, "masks", 2.0),
+        (513_695_440, "masks", 90.0),
+    ]
+    assert {"institutions", "parameters", "backend", "dropouts", "wall_seconds", "ratio_to_none", "cpu_seconds"} <= set(
+        json.loads(path.read_text())[0]
+    )
+
+
+def test_rows_of_an_older_bench_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"institutions": 9, "parameters": 1000, "wall_seconds": 1.0}]))
+    assert [r.parameters for r in save(path, rows_of([(MASKS, measured(1.0))]))] == [1_000_000]
+
+
+def test_the_order_of_a_table_does_not_depend_on_the_order_of_measuring() -> None:
+    rows = rows_of([(MASKS, measured(1.0)), (NONE, measured(1.0)), (Case(3, 1000), measured(1.0))])
+    assert merge(rows, []) == merge([], list(reversed(rows)))
+
+
+def test_large_cases_run_once_and_each_size_begins_without_masks() -> None:
+    assert [c.backend for c in cases([1000], [9], [0, 1])] == ["none", "masks", "masks"]
+    assert passes_of(MASKS, 3) == 3
+    assert passes_of(replace(MASKS, parameters=100_000_000), 3) == 1
+
+
+def test_the_table_says_what_is_not_known(tmp_path: Path) -> None:
+    unknown = replace(measured(1.0), coordinator_peak=None, node_peak=None, all_peaks=None, disk_peak=None)
+    rows = rows_of([(Case(100, 1_000_000, transport="memory"), unknown)])
+    console = Console(width=130, record=True, file=(tmp_path / "out").open("w"))
+    console.print(table(rows))
+    said = console.export_text()
+    assert "memory" in said
+    assert "–" in said
+    assert json.loads(json.dumps(asdict(rows[0])))["coordinator_peak_mib"] is None
+
+
+def test_a_case_in_memory_moves_the_bytes_that_the_floors_count(tmp_path: Path) -> None:
+    with RateMeter(tmp_path, seconds=0.01, disk_bytes=1 << 20) as meter:
+        found = [(c, bench_in_memory.measure(c, 2, meter)) for c in cases([40_000], [4], [0, 1], "memory")]
+    none, masks, dropout = (m for _, m in found)
+    for case, m in found:
+        counted = component_bytes(load_of(case, m.parameters)).sent
+        assert counted == pytest.approx(case.institutions * (m.up + m.down), rel=0.03)  # the rest: sum B, the heads
+        assert len(m.seconds) == 2
+        assert m.cpu_institution > 0 < m.cpu_coordinator
+        assert all(rate > 0 for rate in vars(m.rates).values())
+    assert masks.up == none.up
+    assert dropout.up < masks.up
