@@ -132,9 +132,9 @@ class Hub:
             row = await asyncio.to_thread(self.store.run, run.hex())
             return self._runs.get(row.run) or await self._take_up(row.run, row.plan)
 
-    def invitation(self, institution: str) -> bytes:
-        """Plan of the run that an institution is invited to; empty: none at present."""
-        return next((r.run.plan_bytes for r in self._active() if institution in r.run.plan.roster), b"")
+    def invitation(self, institution: str) -> Run | None:
+        """The run that an institution is invited to; None: to none at present."""
+        return next((r.run for r in self._active() if institution in r.run.plan.roster), None)
 
     async def start_run(self, plan_bytes: bytes, operator: str) -> bytes:
         """Begins a run.

@@ -29,6 +29,7 @@ from coordinator.failpoints import hit
 from coordinator.hub import Hub
 from coordinator.live_run import LiveRun
 from coordinator.run import NotEnrolledError, RunEndedError
+from federation.plan_transfer import pieces
 from federation.vectors import UploadKey, UploadOffsetError, check_digest, unknown_content
 from security.certificates import Identity
 from security.secure_sum.messages import Signed, UploadHeader
@@ -57,11 +58,18 @@ class InstitutionService(InstitutionServiceServicer):
 
     # -- joining ------------------------------------------------------------------------------------------------
 
-    async def GetInvitation(self, request: pb.GetInvitationRequest, context: Context) -> pb.GetInvitationResponse:
+    async def GetInvitation(
+        self, request: pb.GetInvitationRequest, context: Context
+    ) -> AsyncIterator[pb.GetInvitationResponse]:
         """The run that this institution is invited to."""
         if request.protocol_version != PROTOCOL_VERSION:
             raise ProtocolVersionError(f"the caller speaks version {request.protocol_version} of the contract.")
-        return pb.GetInvitationResponse(plan=self._hub.invitation(caller.get().name))
+        run = self._hub.invitation(caller.get().name)
+        if run is not None and request.known == run.id:
+            yield pb.GetInvitationResponse(unchanged=True)
+        elif run is not None:
+            for piece in pieces(run.plan_bytes):
+                yield pb.GetInvitationResponse(plan=piece)
 
     async def Enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolResponse:
         """Joins, or says which local rule refused."""

@@ -21,6 +21,7 @@ from coordinator.live_run import LiveRun
 from coordinator.status import institutions_of, status_of, summary_of
 from coordinator.store import UnknownRunError
 from federation.model_archive import MANIFEST
+from federation.plan_transfer import Gathering
 
 if TYPE_CHECKING:  # generic in the stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -43,9 +44,14 @@ class OperatorService(OperatorServiceServicer):
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
+    async def StartRun(
+        self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Context
+    ) -> pb.StartRunResponse:
         """Begins a run."""
-        return pb.StartRunResponse(run=await self._hub.start_run(request.plan, caller.get().name))
+        plan = Gathering()
+        async for request in request_iterator:
+            plan.add(request.plan)
+        return pb.StartRunResponse(run=await self._hub.start_run(plan.done(), caller.get().name))
 
     async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
         """Ends a run."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from consilium.v1 import plan_pb2
 from consilium.v1 import service_pb2 as pb
 
 from coordinator.run import Attempt, Run
 from coordinator.store import CommittedRound
 from coordinator.store import Run as Row
-from federation.plan import Plan
 from security.secure_sum.phases import AggregatorPhase
 
 
 def summary_of(row: Row) -> pb.RunSummary:
     """One line about a run that the store has."""
-    plan = Plan.from_bytes(row.plan)
+    plan = plan_pb2.Plan.FromString(row.plan)  # checked when it came
     return pb.RunSummary(
         run=bytes.fromhex(row.run),
         name=row.name,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilium.v1 import service_pb2 as pb
 
+from federation.plan_transfer import pieces
 from security.certificates import Role
 from security.errors import ConsiliumError
 from security.tls import TlsFiles, load, require_tls13_environment
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from consilium.v1.service_pb2_grpc import OperatorServiceStub
 
 CALL_SECONDS = 30.0
+START_SECONDS = 120.0  # a plan of hundreds of thousands of columns takes a while to check
 MAX_MESSAGE_BYTES = 64 << 20
 
 
@@ -94,7 +96,8 @@ class OperatorLink:
     def start(self, plan: bytes) -> bytes:
         """Starts a run; returns its digest."""
         with self._told():
-            return bytes(self._stub.StartRun(pb.StartRunRequest(plan=plan), timeout=CALL_SECONDS).run)
+            requests = (pb.StartRunRequest(plan=piece) for piece in pieces(plan))
+            return bytes(self._stub.StartRun(requests, timeout=START_SECONDS).run)
 
     def runs(self) -> list[pb.RunSummary]:
         """All runs, oldest first."""

@@ -14,6 +14,8 @@ from consilium.v1 import service_pb2 as pb
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
+from federation.plan import digest
+from federation.plan_transfer import Gathering
 from federation.settings_files import Address
 from federation.vectors import UploadMismatchError, UploadOffsetError
 from institution_node.grpc_channel import Connection
@@ -40,6 +42,7 @@ CODE_KEY: Final = "consilium-error-code"
 LARGEST_CONTENT: Final = 16 << 30
 CALL_SECONDS: Final = 60.0
 """Of a call, beyond what it was asked to wait."""
+INVITATION_SECONDS: Final = 300.0  # a large plan, over a slow line
 GOODBYE_SECONDS: Final = 5.0
 TRANSFER_SECONDS: Final = 1800.0
 _POLL_SECONDS: Final = 0.25
@@ -78,6 +81,7 @@ class GrpcLink:
         self._stop = stop or Event()
         self._watcher = watcher or LinkWatcher()
         self._place, self._attempts = str(address), attempts
+        self._plan, self._invited = b"", b""  # the newest invitation, and its digest
         self._retrying = Retrying(
             retry=retry_if_exception_type(CoordinatorUnreachableError),
             # Jitter over the whole interval: nine nodes must not meet a restarted coordinator at one moment.
@@ -101,8 +105,26 @@ class GrpcLink:
 
     def invitation(self) -> bytes:
         """See CoordinatorLink."""
-        request = pb.GetInvitationRequest(protocol_version=PROTOCOL_VERSION)
-        return self._unary("control", lambda s: s.GetInvitation, request).plan  # type: ignore[no-any-return] # stubs
+        request = pb.GetInvitationRequest(protocol_version=PROTOCOL_VERSION, known=self._invited)
+
+        def ask(stub: InstitutionServiceStub) -> bytes:
+            plan = Gathering()
+            call: Any = stub.GetInvitation(request, timeout=INVITATION_SECONDS)
+            try:
+                for answer in call:
+                    if answer.unchanged:
+                        return self._plan
+                    plan.add(answer.plan)
+                    self._watcher.received("control", len(answer.plan))
+            finally:
+                call.cancel()
+            return plan.done()
+
+        plan = self._retried(ask)
+        self._watcher.sent("control", request.ByteSize())
+        if plan:
+            self._plan, self._invited = plan, digest(plan)
+        return plan
 
     def enrol(self, run: bytes, refusal: str) -> str:
         """See CoordinatorLink."""

@@ -10,7 +10,7 @@ from consilium.v1.service_pb2_grpc import InstitutionServiceStub
 from federation.plan import Plan, digest
 from security.secure_sum.upload import MaskedUpload
 from tests.coordinator.members import Follower, request_for
-from tests.coordinator.serving import SECONDS, Serving, institution
+from tests.coordinator.serving import SECONDS, Serving, institution, start_run
 from tests.plans import example_plan
 
 PLAN = example_plan(5, deadlines={"keys": 60.0, "upload": 60.0, "signatures": 60.0, "openings": 60.0})
@@ -20,7 +20,7 @@ NAMES = PLAN.roster
 
 def start(serving: Serving, plan: Plan = PLAN) -> None:
     with serving.as_operator() as operator:
-        assert operator.StartRun(pb.StartRunRequest(plan=plan.to_bytes())).run == digest(plan.to_bytes())
+        assert start_run(operator, plan.to_bytes()) == digest(plan.to_bytes())
 
 
 class Party:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from consilium.v1 import service_pb2 as pb
 from consilium.v1.service_pb2_grpc import InstitutionServiceStub, OperatorServiceStub
 from prometheus_client import CollectorRegistry
 
 from coordinator.hub import Hub
 from coordinator.server import Server
+from federation.plan_transfer import pieces
 from monitoring.metrics import CoordinatorMetrics
 from security.pki import Role, create_authority, create_request, identity_of, sign_request
 from security.signing import IdentityKey
@@ -128,6 +130,18 @@ class Serving:
 
 def _clock() -> datetime:
     return datetime.now(UTC)
+
+
+def start_run(stub: OperatorServiceStub, plan: bytes) -> bytes:
+    """Starts a run as an operator does; returns its digest."""
+    requests = [pb.StartRunRequest(plan=piece) for piece in pieces(plan)]
+    return stub.StartRun(iter(requests), timeout=SECONDS).run
+
+
+def invited(stub: InstitutionServiceStub, version: int = 1, known: bytes = b"") -> bytes:
+    """The plan that an institution is invited to."""
+    request = pb.GetInvitationRequest(protocol_version=version, known=known)
+    return b"".join(answer.plan for answer in stub.GetInvitation(request, timeout=SECONDS))
 
 
 def code_of(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:

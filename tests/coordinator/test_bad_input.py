@@ -18,7 +18,7 @@ from security.secure_sum.messages import MAX_PAYLOAD_BYTES, KeyMessage, Signed, 
 from security.secure_sum.spec import Context
 from tests.coordinator.members import Follower, request_for
 from tests.coordinator.parties import NAMES, PLAN, RUN, Party, finish_sum, pieces, to_uploads
-from tests.coordinator.serving import SECONDS, Serving, code_of, institution
+from tests.coordinator.serving import SECONDS, Serving, code_of, institution, start_run
 from tests.plans import example_identity
 
 Code = grpc.StatusCode
@@ -161,7 +161,7 @@ def test_a_plan_with_an_unknown_key_starts_nothing(serving: Serving) -> None:
     unknown = message.SerializeToString(deterministic=True) + b"\xfa\x3f\x02hi"  # field 1023
     assert plan_pb2.Plan.FromString(unknown).run == PLAN.run  # protobuf itself would take it
     with serving.as_operator() as operator, pytest.raises(grpc.RpcError) as refused:
-        operator.StartRun(pb.StartRunRequest(plan=unknown), timeout=SECONDS)
+        start_run(operator, unknown)
     assert code_of(refused.value) == (Code.INVALID_ARGUMENT, "plan")
     assert serving.refusals("plan") == 1
     assert serving.hub.store.runs() == ()

@@ -14,7 +14,7 @@ from consilium.v1.service_pb2_grpc import OperatorServiceStub
 
 from federation.plan import digest
 from security.audit import verify
-from tests.coordinator.serving import OPERATOR, SECONDS, Serving, code_of, institution
+from tests.coordinator.serving import OPERATOR, SECONDS, Serving, code_of, institution, invited, start_run
 from tests.plans import example_plan
 
 PLAN = example_plan(5)
@@ -34,9 +34,9 @@ def details(error: Any) -> str:
 
 def test_a_run_is_started_once_and_seen(serving: Serving, operator: OperatorServiceStub) -> None:
     assert list(operator.ListRuns(pb.ListRunsRequest()).runs) == []
-    assert operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes())).run == RUN
+    assert start_run(operator, PLAN.to_bytes()) == RUN
     with pytest.raises(grpc.RpcError) as refused:
-        operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()))
+        start_run(operator, PLAN.to_bytes())
     assert code_of(refused.value) == (Code.ALREADY_EXISTS, "run-exists")
     assert "another run name" in details(refused.value)  # the remedy: it is the operator's own mistake
     (summary,) = operator.ListRuns(pb.ListRunsRequest()).runs
@@ -68,7 +68,7 @@ def test_plans_that_may_not_run_are_refused_with_their_problems(operator: Operat
         (b"no plan", "not a plan"),
     ):
         with pytest.raises(grpc.RpcError) as refused:
-            operator.StartRun(pb.StartRunRequest(plan=plan))
+            start_run(operator, plan)
         assert code_of(refused.value) == (Code.INVALID_ARGUMENT, "plan")
         assert said in details(refused.value)
     assert list(operator.ListRuns(pb.ListRunsRequest()).runs) == []
@@ -76,16 +76,16 @@ def test_plans_that_may_not_run_are_refused_with_their_problems(operator: Operat
 
 def test_an_institution_is_in_one_run_at_a_time(operator: OperatorServiceStub) -> None:
     second = example_plan(5, run="second")
-    operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()))
+    start_run(operator, PLAN.to_bytes())
     with pytest.raises(grpc.RpcError) as refused:
-        operator.StartRun(pb.StartRunRequest(plan=second.to_bytes()))
+        start_run(operator, second.to_bytes())
     assert code_of(refused.value) == (Code.FAILED_PRECONDITION, "run-active")
     operator.StopRun(pb.StopRunRequest(run=RUN, reason="made way"))
-    assert operator.StartRun(pb.StartRunRequest(plan=second.to_bytes())).run == digest(second.to_bytes())
+    assert start_run(operator, second.to_bytes()) == digest(second.to_bytes())
 
 
 def test_a_watcher_sees_changes_until_the_end(serving: Serving, operator: OperatorServiceStub) -> None:
-    operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()))
+    start_run(operator, PLAN.to_bytes())
     seen: list[pb.RunStatus] = []
     begun = threading.Event()
 
@@ -109,7 +109,7 @@ def test_a_watcher_sees_changes_until_the_end(serving: Serving, operator: Operat
         with pytest.raises(grpc.RpcError) as refused:
             node.Enrol(pb.EnrolRequest(run=RUN))
         assert code_of(refused.value) == (Code.FAILED_PRECONDITION, "run-ended")
-        assert node.GetInvitation(pb.GetInvitationRequest(protocol_version=1)).plan == b""
+        assert invited(node) == b""
 
 
 def test_what_is_not_there(operator: OperatorServiceStub) -> None:
@@ -123,7 +123,7 @@ def test_what_is_not_there(operator: OperatorServiceStub) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             call(request)
         assert code_of(refused.value) == expected
-    operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()))
+    start_run(operator, PLAN.to_bytes())
     with pytest.raises(grpc.RpcError) as refused:
         list(operator.ExportModel(pb.ExportModelRequest(run=RUN)))
     assert code_of(refused.value) == (Code.FAILED_PRECONDITION, "export")
@@ -131,7 +131,7 @@ def test_what_is_not_there(operator: OperatorServiceStub) -> None:
 
 
 def test_starts_and_stops_are_audited(serving: Serving, operator: OperatorServiceStub, tmp_path: Path) -> None:
-    operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()))
+    start_run(operator, PLAN.to_bytes())
     log = tmp_path / "state" / "audit.log"
     assert '"event":"run-started"' in log.read_text()
     assert '"operator":"operator"' in log.read_text()
@@ -141,14 +141,14 @@ def test_starts_and_stops_are_audited(serving: Serving, operator: OperatorServic
 
 
 def test_a_run_begun_is_there_after_a_restart(serving: Serving, operator: OperatorServiceStub, tmp_path: Path) -> None:
-    operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()))
+    start_run(operator, PLAN.to_bytes())
     with serving.as_institution(institution("brca-1", 0)) as node:
         node.Enrol(pb.EnrolRequest(run=RUN))
     serving.do(serving.server.stop(0.1))
     again = Serving(tmp_path)
     try:
         with again.as_institution(institution("brca-1", 0)) as node:
-            assert node.GetInvitation(pb.GetInvitationRequest(protocol_version=1)).plan == PLAN.to_bytes()
+            assert invited(node) == PLAN.to_bytes()
         with again.as_operator() as stub:
             standing = stub.ListInstitutions(pb.ListInstitutionsRequest(run=RUN)).institutions
             assert [i.status for i in standing] == ["enrolled"] + ["invited"] * 4

@@ -24,7 +24,18 @@ from security.pki import Role
 from security.signing import IdentityKey
 from tests.coordinator.members import Follower, request_for
 from tests.coordinator.parties import NAMES, PLAN, RUN, Party, finish_sum, pieces, start, to_uploads
-from tests.coordinator.serving import FOREIGN, NOW, OPERATOR, SECONDS, Pass, Serving, code_of, institution
+from tests.coordinator.serving import (
+    FOREIGN,
+    NOW,
+    OPERATOR,
+    SECONDS,
+    Pass,
+    Serving,
+    code_of,
+    institution,
+    invited,
+    start_run,
+)
 
 Code = grpc.StatusCode
 
@@ -42,17 +53,17 @@ Code = grpc.StatusCode
 )
 def test_a_certificate_that_is_none_of_ours_ends_the_handshake(serving: Serving, shown: Pass | None) -> None:
     with serving.as_institution(shown) as stub, pytest.raises(grpc.RpcError) as refused:
-        stub.GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS)
+        invited(stub)
     assert code_of(refused.value)[0] is Code.UNAVAILABLE
 
 
 def test_each_service_takes_one_role(serving: Serving) -> None:
     with serving.as_institution(OPERATOR) as stub, pytest.raises(grpc.RpcError) as refused:
-        stub.GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS)
+        invited(stub)
     assert code_of(refused.value) == (Code.PERMISSION_DENIED, "certificate-wrong-role")
     with serving.as_operator(institution(NAMES[0], 0)) as operator:
         with pytest.raises(grpc.RpcError) as refused:
-            operator.StartRun(pb.StartRunRequest(plan=PLAN.to_bytes()), timeout=SECONDS)
+            start_run(operator, PLAN.to_bytes())
         assert code_of(refused.value) == (Code.PERMISSION_DENIED, "certificate-wrong-role")
         with pytest.raises(grpc.RpcError) as refused:
             list(operator.WatchRun(pb.WatchRunRequest(run=RUN), timeout=SECONDS))
@@ -64,13 +75,13 @@ def test_each_service_takes_one_role(serving: Serving) -> None:
 def ask_for(seconds: float, stub: InstitutionServiceStub) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        stub.GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS)
+        invited(stub)
 
 
 def test_a_revoked_certificate_is_refused_on_a_connection_that_stands(serving: Serving) -> None:
     shown = institution(NAMES[0], 0)
     with serving.as_institution(shown) as stub:
-        stub.GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS)
+        invited(stub)
         serving.revoke(shown.fingerprint)
         with pytest.raises(grpc.RpcError) as refused:
             ask_for(3.0, stub)  # longer than `LOOK_AGAIN`, on a slow machine too
@@ -94,7 +105,7 @@ def test_tls_1_2_finds_no_cipher(serving: Serving, tmp_path: Path) -> None:
 
 def test_plaintext_is_refused(serving: Serving) -> None:
     with grpc.insecure_channel(f"localhost:{serving.port}") as channel, pytest.raises(grpc.RpcError) as refused:
-        InstitutionServiceStub(channel).GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS)
+        invited(InstitutionServiceStub(channel))
     assert code_of(refused.value)[0] is Code.UNAVAILABLE
 
 
@@ -141,9 +152,9 @@ def test_bytes_that_do_not_parse_and_requests_that_are_too_large(serving: Servin
             upload(iter([b"\xff\xff"]), timeout=SECONDS)
         assert code_of(refused.value) == (Code.INVALID_ARGUMENT, "malformed-request")
         stub = InstitutionServiceStub(channel)
-        assert stub.GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS).plan == b""
+        assert invited(stub) == b""
         with pytest.raises(grpc.RpcError) as refused:
-            stub.GetInvitation(pb.GetInvitationRequest(protocol_version=2), timeout=SECONDS)
+            invited(stub, version=2)
         assert code_of(refused.value) == (Code.UNIMPLEMENTED, "protocol-version")
 
 
@@ -153,7 +164,7 @@ def test_a_run_that_is_unknown_and_a_run_of_others(serving: Serving) -> None:
         stub.NextDirective(pb.NextDirectiveRequest(run=bytes(32)), timeout=SECONDS)
     assert code_of(refused.value) == (Code.NOT_FOUND, "unknown-run")
     with serving.as_institution(Pass(Role.INSTITUTION, "elsewhere")) as stub:
-        assert stub.GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=SECONDS).plan == b""
+        assert invited(stub) == b""
         calls: list[tuple[Any, Any]] = [
             (stub.Enrol, pb.EnrolRequest(run=RUN)),
             (stub.Submit, pb.SubmitRequest(run=RUN)),

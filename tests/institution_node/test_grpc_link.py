@@ -16,6 +16,7 @@ from consilium.v1 import service_pb2 as pb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation.plan import MAX_BYTES, PlanError
 from federation.settings_files import Address
 from institution_node.grpc_link import LARGEST_CONTENT, GrpcLink
 from institution_node.guard import WorkFailedError, guarded
@@ -77,6 +78,28 @@ def test_every_call_arrives(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
     message = pb.SubmitRequest(run=RUN, withdrawal=pb.Withdrawal(round=1, attempt=2, code="withdrawn"))
     link.submit(message)
     assert coordinator.submitted == [message]
+
+
+def test_an_invitation_comes_in_pieces_and_only_once(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
+    coordinator, link = pair
+    coordinator.pieces = [b"pl", b"", b"an, in pieces"]
+    assert link.invitation() == b"plan, in pieces"
+    coordinator.plan, coordinator.pieces = b"plan, in pieces", []
+    assert link.invitation() == b"plan, in pieces"
+    coordinator.plan = b"another plan"
+    assert link.invitation() == b"another plan"
+    coordinator.plan = b""
+    assert link.invitation() == b""
+    assert coordinator.known[1:] == [hashlib.sha256(p).digest() for p in (b"plan, in pieces",) * 2 + (b"another plan",)]
+
+
+def test_an_invitation_beyond_any_plans_size_is_not_gathered(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
+    coordinator, link = pair
+    coordinator.pieces = [bytes(1 << 20)] * ((MAX_BYTES >> 20) + 1)
+    with pytest.raises(PlanError, match="more than 32 MiB"):
+        link.invitation()
+    coordinator.pieces = []
+    assert link.invitation() == b"plan"
 
 
 def test_a_refusal_carries_the_coordinators_code(pair: tuple[TinyCoordinator, GrpcLink]) -> None:

@@ -114,13 +114,20 @@ class TinyCoordinator(InstitutionServiceServicer):
     submitted: list[pb.SubmitRequest] = field(default_factory=list)
     enrolments: list[pb.EnrolRequest] = field(default_factory=list)
     callers: list[str] = field(default_factory=list)
+    known: list[bytes] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)  # of the plan, where they are not to be all of it
 
-    def GetInvitation(self, request: pb.GetInvitationRequest, context: Any) -> pb.GetInvitationResponse:
+    def GetInvitation(self, request: pb.GetInvitationRequest, context: Any) -> Iterator[pb.GetInvitationResponse]:
         (pem,) = context.auth_context()["x509_pem_cert"]
         self.callers.append(x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex())
         if self.refuse:
             self._abort(context, self.refuse)
-        return pb.GetInvitationResponse(plan=self.plan)
+        self.known.append(request.known)
+        if not self.pieces and request.known == hashlib.sha256(self.plan).digest():
+            yield pb.GetInvitationResponse(unchanged=True)
+            return
+        for piece in self.pieces or [self.plan]:
+            yield pb.GetInvitationResponse(plan=piece)
 
     def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
         self.enrolments.append(request)

@@ -57,7 +57,7 @@ def called(bench: Bench, key: bytes, certificate: bytes) -> tuple[grpc.StatusCod
         grpc.secure_channel(bench.local.address, credentials, options) as channel,
         pytest.raises(grpc.RpcError) as caught,
     ):
-        InstitutionServiceStub(channel).GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=20)
+        list(InstitutionServiceStub(channel).GetInvitation(pb.GetInvitationRequest(protocol_version=1), timeout=20))
     error: Any = caught.value
     return error.code(), dict(error.trailing_metadata() or ()).get(CODE_KEY, "")
 

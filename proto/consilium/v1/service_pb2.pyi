@@ -24,16 +24,20 @@ class GetInvitationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract that the caller speaks; 1."""
+    known: _builtins.bytes
+    """Digest of the plan that the caller was sent last, 32 bytes: that one is not sent again. Empty: none."""
     def __init__(
         self,
         *,
         protocol_version: _builtins.int = ...,
+        known: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "protocol_version", b"protocol_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -44,16 +48,20 @@ class GetInvitationResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAN_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
     plan: _builtins.bytes
-    """The plan's exact bytes; empty: no run at present."""
+    """The next bytes of the plan's exact bytes. A stream without any: no run at present."""
+    unchanged: _builtins.bool
+    """In place of any bytes: the invitation is to the plan that the caller knows."""
     def __init__(
         self,
         *,
         plan: _builtins.bytes = ...,
+        unchanged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -687,6 +695,7 @@ class StartRunRequest(_message.Message):
 
     PLAN_FIELD_NUMBER: _builtins.int
     plan: _builtins.bytes
+    """The next bytes of the plan."""
     def __init__(
         self,
         *,

@@ -36,7 +36,7 @@ class InstitutionServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.GetInvitation = channel.unary_unary(
+        self.GetInvitation = channel.unary_stream(
                 '/consilium.v1.InstitutionService/GetInvitation',
                 request_serializer=consilium_dot_v1_dot_service__pb2.GetInvitationRequest.SerializeToString,
                 response_deserializer=consilium_dot_v1_dot_service__pb2.GetInvitationResponse.FromString,
@@ -79,7 +79,7 @@ class InstitutionServiceServicer(object):
     """
 
     def GetInvitation(self, request, context):
-        """The run that this institution is invited to, if there is one.
+        """The run that this institution is invited to, if there is one: its plan in pieces, or none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,7 +130,7 @@ class InstitutionServiceServicer(object):
 
 def add_InstitutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'GetInvitation': grpc.unary_unary_rpc_method_handler(
+            'GetInvitation': grpc.unary_stream_rpc_method_handler(
                     servicer.GetInvitation,
                     request_deserializer=consilium_dot_v1_dot_service__pb2.GetInvitationRequest.FromString,
                     response_serializer=consilium_dot_v1_dot_service__pb2.GetInvitationResponse.SerializeToString,
@@ -189,7 +189,7 @@ class InstitutionService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/consilium.v1.InstitutionService/GetInvitation',
@@ -378,7 +378,7 @@ class OperatorServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.StartRun = channel.unary_unary(
+        self.StartRun = channel.stream_unary(
                 '/consilium.v1.OperatorService/StartRun',
                 request_serializer=consilium_dot_v1_dot_service__pb2.StartRunRequest.SerializeToString,
                 response_deserializer=consilium_dot_v1_dot_service__pb2.StartRunResponse.FromString,
@@ -419,8 +419,8 @@ class OperatorServiceServicer(object):
     """What an operator calls, with an operator certificate. Aggregates only.
     """
 
-    def StartRun(self, request, context):
-        """Starts a run from a plan's exact bytes.
+    def StartRun(self, request_iterator, context):
+        """Starts a run from a plan's exact bytes, in pieces.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -467,7 +467,7 @@ class OperatorServiceServicer(object):
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'StartRun': grpc.unary_unary_rpc_method_handler(
+            'StartRun': grpc.stream_unary_rpc_method_handler(
                     servicer.StartRun,
                     request_deserializer=consilium_dot_v1_dot_service__pb2.StartRunRequest.FromString,
                     response_serializer=consilium_dot_v1_dot_service__pb2.StartRunResponse.SerializeToString,
@@ -515,7 +515,7 @@ class OperatorService(object):
     """
 
     @staticmethod
-    def StartRun(request,
+    def StartRun(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -525,8 +525,8 @@ class OperatorService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/consilium.v1.OperatorService/StartRun',
             consilium_dot_v1_dot_service__pb2.StartRunRequest.SerializeToString,

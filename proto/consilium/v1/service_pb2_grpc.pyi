@@ -35,8 +35,8 @@ class InstitutionServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InstitutionServiceAsyncStub: ...
-    GetInvitation: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetInvitationRequest, _service_pb2.GetInvitationResponse]
-    """The run that this institution is invited to, if there is one."""
+    GetInvitation: _grpc.UnaryStreamMultiCallable[_service_pb2.GetInvitationRequest, _service_pb2.GetInvitationResponse]
+    """The run that this institution is invited to, if there is one: its plan in pieces, or none."""
     Enrol: _grpc.UnaryUnaryMultiCallable[_service_pb2.EnrolRequest, _service_pb2.EnrolResponse]
     """Joins a run whose plan local policy accepts, or says which rule refused it."""
     NextDirective: _grpc.UnaryUnaryMultiCallable[_service_pb2.NextDirectiveRequest, _service_pb2.NextDirectiveResponse]
@@ -57,8 +57,8 @@ class InstitutionServiceAsyncStub(InstitutionServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetInvitation: _aio.UnaryUnaryMultiCallable[_service_pb2.GetInvitationRequest, _service_pb2.GetInvitationResponse]  # type: ignore[assignment]
-    """The run that this institution is invited to, if there is one."""
+    GetInvitation: _aio.UnaryStreamMultiCallable[_service_pb2.GetInvitationRequest, _service_pb2.GetInvitationResponse]  # type: ignore[assignment]
+    """The run that this institution is invited to, if there is one: its plan in pieces, or none."""
     Enrol: _aio.UnaryUnaryMultiCallable[_service_pb2.EnrolRequest, _service_pb2.EnrolResponse]  # type: ignore[assignment]
     """Joins a run whose plan local policy accepts, or says which rule refused it."""
     NextDirective: _aio.UnaryUnaryMultiCallable[_service_pb2.NextDirectiveRequest, _service_pb2.NextDirectiveResponse]  # type: ignore[assignment]
@@ -82,8 +82,8 @@ class InstitutionServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _service_pb2.GetInvitationRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_service_pb2.GetInvitationResponse, _abc.Awaitable[_service_pb2.GetInvitationResponse]]:
-        """The run that this institution is invited to, if there is one."""
+    ) -> _typing.Union[_abc.Iterator[_service_pb2.GetInvitationResponse], _abc.AsyncIterator[_service_pb2.GetInvitationResponse]]:
+        """The run that this institution is invited to, if there is one: its plan in pieces, or none."""
 
     @_abc_1.abstractmethod
     def Enrol(
@@ -142,8 +142,8 @@ class OperatorServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
-    StartRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.StartRunRequest, _service_pb2.StartRunResponse]
-    """Starts a run from a plan's exact bytes."""
+    StartRun: _grpc.StreamUnaryMultiCallable[_service_pb2.StartRunRequest, _service_pb2.StartRunResponse]
+    """Starts a run from a plan's exact bytes, in pieces."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListRunsRequest, _service_pb2.ListRunsResponse]
     GetRun: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetRunRequest, _service_pb2.GetRunResponse]
     WatchRun: _grpc.UnaryStreamMultiCallable[_service_pb2.WatchRunRequest, _service_pb2.WatchRunResponse]
@@ -158,8 +158,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """What an operator calls, with an operator certificate. Aggregates only."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    StartRun: _aio.UnaryUnaryMultiCallable[_service_pb2.StartRunRequest, _service_pb2.StartRunResponse]  # type: ignore[assignment]
-    """Starts a run from a plan's exact bytes."""
+    StartRun: _aio.StreamUnaryMultiCallable[_service_pb2.StartRunRequest, _service_pb2.StartRunResponse]  # type: ignore[assignment]
+    """Starts a run from a plan's exact bytes, in pieces."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_service_pb2.ListRunsRequest, _service_pb2.ListRunsResponse]  # type: ignore[assignment]
     GetRun: _aio.UnaryUnaryMultiCallable[_service_pb2.GetRunRequest, _service_pb2.GetRunResponse]  # type: ignore[assignment]
     WatchRun: _aio.UnaryStreamMultiCallable[_service_pb2.WatchRunRequest, _service_pb2.WatchRunResponse]  # type: ignore[assignment]
@@ -175,10 +175,10 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def StartRun(
         self,
-        request: _service_pb2.StartRunRequest,
+        request_iterator: _MaybeAsyncIterator[_service_pb2.StartRunRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.StartRunResponse, _abc.Awaitable[_service_pb2.StartRunResponse]]:
-        """Starts a run from a plan's exact bytes."""
+        """Starts a run from a plan's exact bytes, in pieces."""
 
     @_abc_1.abstractmethod
     def ListRuns(
