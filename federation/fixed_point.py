@@ -1,13 +1,13 @@
-"""Fixed point: how real numbers enter a secure sum, and why no sum can wrap (DESIGN.md, "Secure sum", rule
-1).
+"""Fixed point: how model vectors enter a secure sum, and why no sum can wrap (DESIGN.md, "Secure sum", rule 1).
 
-Model vectors live in the ring mod 2^32, one word a parameter; statistics in the ring mod 2^64. A word is the
-two's complement of an integer, so that adding words adds integers as long as the true sum stays below half
-the ring. That is a promise about *all* institutions together, and `prove_no_wrap` and
-`prove_statistics_no_wrap` check it in exact arithmetic before anything is summed.
+They live in the ring mod 2^32 or, at half the bytes, mod 2^16, one word a parameter; statistics have their own
+(`federation.statistic_words`). A word is the two's complement of an integer, so that adding words adds integers as long
+as the true sum stays below half the ring. That is a promise about *all* institutions together, and `prove_no_wrap`
+checks it in exact arithmetic before anything is summed.
 
-Everything here is one multiplication and one rounding in IEEE float64, element by element: the same bits on
-every machine, for any block size, so institutions and coordinator agree on `δ_G` to the last bit.
+Everything here is one multiplication and one rounding in IEEE float64, element by element (and for 16 bits a second
+rounding, of integers): the same bits on every machine, for any block size, so institutions and coordinator agree on
+`δ_G` to the last bit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from federation import half_words
+from federation.encoding_checks import RingOverflowError, check_array, check_contributors, check_positive
 from security.errors import ConfigurationError, ConsiliumError
 
 BLOCK: Final = 1 << 16
@@ -31,7 +33,8 @@ _SLACK: Final = 1 + Fraction(1, 2**50)
 Float64Array = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
 Uint32Array = npt.NDArray[np.uint32]
-Uint64Array = npt.NDArray[np.uint64]
+ModelWords = npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
+"""Words of a model vector, as wide as the encoding's `bits`."""
 
 
 class NonFiniteUpdateError(ConsiliumError):
@@ -40,57 +43,21 @@ class NonFiniteUpdateError(ConsiliumError):
     code: ClassVar[str] = "non-finite-update"
 
 
-class RingOverflowError(ConfigurationError):
-    """A sum under this encoding could wrap around its ring."""
-
-    code: ClassVar[str] = "ring-overflow"
-
-
 class WeightError(ConfigurationError):
     """A weight `α` is not in `[0, headroom]`, or an opened sum of weights is not positive."""
 
     code: ClassVar[str] = "weight-out-of-range"
 
 
-class StatisticRangeError(ConsiliumError):
-    """A statistic is not finite, or larger than the bound that keeps its sum from wrapping."""
-
-    code: ClassVar[str] = "statistic-out-of-range"
-
-
-def _check_array(array: npt.NDArray[Any], dtype: npt.DTypeLike, size: int | None, what: str) -> None:
-    if array.dtype != np.dtype(dtype) or array.ndim != 1 or (size is not None and array.size != size):
-        expected = f"{np.dtype(dtype).name}[{'n' if size is None else size}]"
-        raise ConfigurationError(
-            f"{what} must be {expected}, and is {array.dtype.name}{list(array.shape)}.",
-            remedy="Flatten the tensor and convert it before it is encoded or decoded.",
-        )
-
-
-def _check_positive(value: float, what: str) -> None:
-    # The limits keep every scale and quotient of two of them a normal float64. NaN fails both comparisons.
-    if not 1e-100 <= value <= 1e100:
-        raise ConfigurationError(f"{what} is {value!r}.", remedy=f"Set {what} to a number above 0, up to 1e100.")
-
-
-def _check_contributors(contributors: int, largest: int) -> None:
-    if not 1 <= contributors <= largest:
-        raise ConfigurationError(
-            f"{contributors} contributors.", remedy=f"A secure sum has between 1 and {largest} contributors."
-        )
-
-
-# ------------------------------------------------------------------------------------ model vectors, mod 2^32
-
-
 @dataclass(frozen=True, slots=True)
 class ModelEncoding:
-    """How `α·δ` becomes 32-bit words (DESIGN.md, "Secure sum", rule 1).
+    """How `α·δ` becomes words (DESIGN.md, "Secure sum", rule 1).
 
     Args:
         clip: largest `|δ|` of one parameter, above 0; what is larger is clipped and counted.
         headroom: the largest `Σα` that can occur, above 0 (1 where `α_i = ñ_i / N_c`).
-        contributors: the most institutions whose words are added, at least 1.
+        contributors: the most institutions whose words are added, at least 1; at most 4096 with 16 bits.
+        bits: of a word, 32 or 16. With 16 the second rounding is stochastic (`federation.half_words`).
 
     Raises:
         ConfigurationError: a field is out of range.
@@ -99,28 +66,52 @@ class ModelEncoding:
     clip: float
     headroom: float
     contributors: int
+    bits: int = 32
 
     def __post_init__(self) -> None:
-        _check_positive(self.clip, "clip")
-        _check_positive(self.headroom, "headroom")
-        _check_contributors(self.contributors, 2**20)
+        check_positive(self.clip, "clip")
+        check_positive(self.headroom, "headroom")
+        if self.bits not in (16, 32):
+            raise ConfigurationError(f"words of {self.bits} bits.", remedy="Words of a model have 32 bits, or 16.")
+        check_contributors(self.contributors, 2**20 if self.bits == 32 else half_words.MOST_CONTRIBUTORS)
+
+    @property
+    def steps(self) -> int:
+        """The largest sum of words before rounding, `2^(bits−1) − 1 − n`: each contributor may round away one more."""
+        return int(2 ** (self.bits - 1)) - 1 - self.contributors
 
     @property
     def scale(self) -> float:
         """Words per unit of `α·δ`; one word is `1/scale`."""
-        return float(2**31 - 1 - self.contributors) / (self.clip * self.headroom)
+        return float(self.steps) / (self.clip * self.headroom)
+
+    @property
+    def fine(self) -> int:
+        """Steps of the first rounding in one word: 2^16 with 16 bits, so that both rings round to 32 bits first."""
+        return int(2 ** (32 - self.bits))
 
     @property
     def weight_scale(self) -> float:
-        """Words per unit of `α`."""
-        return float(2**31 - 1 - self.contributors) / self.headroom
+        """Steps per unit of `α`, which keeps 31 bits in either ring."""
+        return float(self.steps * self.fine) / self.headroom
+
+    @property
+    def word_type(self) -> np.dtype[np.uint32] | np.dtype[np.uint16]:
+        """Of a word."""
+        return np.dtype(np.uint32) if self.bits == 32 else np.dtype(np.uint16)
+
+    @property
+    def weight_words(self) -> int:
+        """Words that carry `Σα`, at the end of a component's vector."""
+        return 1 if self.bits == 32 else half_words.limbs(self.contributors)
 
 
 def prove_no_wrap(encoding: ModelEncoding, largest_weight_sum: float) -> None:
     """Proves, in exact arithmetic, that no sum of `encoding.contributors` updates leaves the ring.
 
-    Each word is at most `α·clip·scale` and half a word of rounding, so the sum is at most
-    `Σα·clip·scale + n/2`, which must not exceed `2^31 − 1`.
+    Each word is at most `α·clip·scale` and its rounding `r`, so the sum is at most `Σα·clip·scale + n·r`, which must
+    not exceed `2^(bits−1) − 1`. `r` is half a word of 32 bits; stochastic rounding takes up to `1 − 2^-16` of a word
+    after the first rounding took `2^-17`. `Σα` has 31 bits in either ring.
 
     Args:
         encoding: the encoding of the component.
@@ -135,15 +126,17 @@ def prove_no_wrap(encoding: ModelEncoding, largest_weight_sum: float) -> None:
             f"the largest sum of weights is {largest_weight_sum!r}.",
             remedy="It must be a finite number, 0 or above.",
         )
-    for name, step in (
-        ("clip·scale", Fraction(encoding.clip) * Fraction(encoding.scale)),
-        ("weight_scale", Fraction(encoding.weight_scale)),
+    half = Fraction(1, 2)
+    rounding = half if encoding.bits == 32 else half / encoding.fine + Fraction(encoding.fine - 1, encoding.fine)
+    for name, step, lost, bits in (
+        ("clip·scale", Fraction(encoding.clip) * Fraction(encoding.scale), rounding, encoding.bits),
+        ("weight_scale", Fraction(encoding.weight_scale), half, 32),
     ):
-        largest = Fraction(largest_weight_sum) * step * _SLACK + Fraction(n, 2)
-        if largest > 2**31 - 1:
+        largest = Fraction(largest_weight_sum) * step * _SLACK + n * lost
+        if largest > 2 ** (bits - 1) - 1:
             raise RingOverflowError(
-                f"Σα·{name} + n/2 = {largest_weight_sum!r}·{float(step):.1f} + {n}/2 = {float(largest):.1f} "
-                f"exceeds 2^31 − 1 = {2**31 - 1}: the sum could wrap.",
+                f"Σα·{name} + n·{float(lost):.6g} = {largest_weight_sum!r}·{float(step):.1f} + {float(n * lost):.6g} = "
+                f"{float(largest):.1f} exceeds 2^{bits - 1} − 1 = {2 ** (bits - 1) - 1}: the sum could wrap.",
                 remedy=f"Set headroom to at least {largest_weight_sum!r} (it is {encoding.headroom!r}).",
             )
 
@@ -156,17 +149,26 @@ def _check_weight(alpha: float, encoding: ModelEncoding) -> None:
         )
 
 
-def encode_update(delta: Float32Array, alpha: float, encoding: ModelEncoding, out: Uint32Array) -> int:
-    """Writes the words of `α·δ` into `out`: clip, scale, one rounding (half to even), two's complement.
+def encode_update(
+    delta: Float32Array,
+    alpha: float,
+    encoding: ModelEncoding,
+    out: ModelWords,
+    random: half_words.Uint16Array | None = None,
+) -> int:
+    """Writes the words of `α·δ` into `out`: clip, scale, one rounding (half to even), two's complement; with 16 bits
+    then the stochastic rounding of `half_words.narrow`.
 
-    Works in blocks through one float64 scratch of 512 KiB: no second copy of a model. `out` may be
+    Works in blocks through scratch of at most 768 KiB: no second copy of a model. With 32 bits `out` may be
     `delta.view(numpy.uint32)`; then the update is replaced by its words.
 
     Args:
         delta: float32[n], the update `δ` of one component.
         alpha: the weight `α`, in `[0, encoding.headroom]`.
         encoding: the component's encoding.
-        out: uint32[n], overwritten. Meaningless where an error is raised.
+        out: uint32[n], or uint16[n] with 16 bits; overwritten. Meaningless where an error is raised.
+        random: uint16[n] with 16 bits, else None: uniform, the institution's own secret, and the same whenever the
+            words of one vector are made again (rule 8).
 
     Returns:
         How many values were clipped to `±encoding.clip`.
@@ -176,11 +178,18 @@ def encode_update(delta: Float32Array, alpha: float, encoding: ModelEncoding, ou
         WeightError: `alpha` is out of range.
         ConfigurationError: an array has the wrong dtype or size.
     """
-    _check_array(delta, np.float32, None, "delta")
-    _check_array(out, np.uint32, delta.size, "out")
+    check_array(delta, np.float32, None, "delta")
+    check_array(out, encoding.word_type, delta.size, "out")
     _check_weight(alpha, encoding)
-    factor, clip = alpha * encoding.scale, encoding.clip
-    signed = out.view(np.int32)
+    if (random is not None) != (encoding.bits == 16):
+        raise ConfigurationError(
+            f"words of {encoding.bits} bits and {'no ' if random is None else ''}random bits.",
+            remedy="Words of 16 bits are rounded with random bits, words of 32 bits without.",
+        )
+    if random is not None:
+        check_array(random, np.uint16, delta.size, "random")
+    factor, clip = alpha * encoding.scale * encoding.fine, encoding.clip
+    fine = out.view(np.int32) if encoding.bits == 32 else np.empty(min(BLOCK, delta.size), np.int32)
     scratch = np.empty(min(BLOCK, delta.size), np.float64)
     clipped = 0
     for start in range(0, delta.size, BLOCK):
@@ -200,36 +209,41 @@ def encode_update(delta: Float32Array, alpha: float, encoding: ModelEncoding, ou
             np.clip(values, -clip, clip, out=values)
         np.multiply(values, factor, out=values)
         np.rint(values, out=values)
-        np.copyto(signed[start : start + block.size], values, casting="unsafe")  # exact: an integer within int32
+        words = fine[start : start + block.size] if random is None else fine[: block.size]
+        np.copyto(words, values, casting="unsafe")  # exact: an integer within int32
+        if random is not None:
+            stop = start + block.size
+            half_words.narrow(words, random[start:stop], out[start:stop])  # type: ignore[arg-type]  # checked above
     return clipped
 
 
 def decode_sum(
-    words: Uint32Array, encoding: ModelEncoding, out: Float64Array | Float32Array | None = None
+    words: ModelWords, encoding: ModelEncoding, out: Float64Array | Float32Array | None = None
 ) -> Float64Array | Float32Array:
-    """The real numbers behind an opened sum of words: `Σαδ`, within `contributors/2` words of the true sum.
+    """The real numbers behind an opened sum of words: `Σαδ`, within `contributors/2` words of the true sum, with 16
+    bits within `contributors` words.
 
     Args:
-        words: uint32[n], the opened sum.
+        words: uint32[n] or uint16[n], the opened sum.
         encoding: the component's encoding.
-        out: float64[n] or float32[n] to write into (float32 may share memory with `words`); None makes a
+        out: float64[n] or float32[n] to write into (float32 may share memory with 32-bit `words`); None makes a
             float64[n].
 
     Returns:
         `out`.
     """
-    _check_array(words, np.uint32, None, "words")
+    check_array(words, encoding.word_type, None, "words")
     result: Float64Array | Float32Array = np.empty(words.size, np.float64) if out is None else out
     if result.dtype != np.float32:
-        _check_array(result, np.float64, words.size, "out")
-    _check_array(result, result.dtype, words.size, "out")
+        check_array(result, np.float64, words.size, "out")
+    check_array(result, result.dtype, words.size, "out")
     _scale_words(words, 1.0 / encoding.scale, result)
     return result
 
 
-def _scale_words(words: Uint32Array, factor: float, out: Float64Array | Float32Array) -> None:
+def _scale_words(words: ModelWords, factor: float, out: Float64Array | Float32Array) -> None:
     """`out = words · factor`: one product in float64, then (for float32) one cast."""
-    signed = words.view(np.int32)
+    signed = words.view(np.dtype(f"i{words.itemsize}"))
     scratch = np.empty(min(BLOCK, words.size), np.float64)
     for start in range(0, words.size, BLOCK):
         block = signed[start : start + BLOCK]
@@ -240,13 +254,31 @@ def _scale_words(words: Uint32Array, factor: float, out: Float64Array | Float32A
 
 
 def encode_weight(alpha: float, encoding: ModelEncoding) -> int:
-    """The word of one weight `α`, in `[0, 2^32)`.
+    """One weight `α` in steps of `1/weight_scale`, in `[0, 2^31)`; `weight_vector` is how it travels.
 
     Raises:
         WeightError: `alpha` is not in `[0, encoding.headroom]`.
     """
     _check_weight(alpha, encoding)
-    return int(np.rint(alpha * encoding.weight_scale)) % 2**32
+    return int(np.rint(alpha * encoding.weight_scale))
+
+
+def weight_vector(alpha: float, encoding: ModelEncoding) -> ModelWords:
+    """The words of one weight, `encoding.weight_words` of them: they sum like any others.
+
+    Raises:
+        WeightError: `alpha` is not in `[0, encoding.headroom]`.
+    """
+    word = encode_weight(alpha, encoding)
+    if encoding.bits == 32:
+        return np.array([word], np.uint32)
+    return half_words.split_weight(word, encoding.contributors)
+
+
+def read_weight(words: ModelWords, encoding: ModelEncoding) -> int:
+    """The opened sum of the weights' words, from the last `encoding.weight_words` words of a component's sum."""
+    check_array(words, encoding.word_type, encoding.weight_words, "words")
+    return int(words[0]) if encoding.bits == 32 else half_words.join_weight(words, encoding.contributors)  # type: ignore[arg-type]  # checked
 
 
 def decode_weight_sum(word: int, encoding: ModelEncoding) -> float:
@@ -263,18 +295,18 @@ def decode_weight_sum(word: int, encoding: ModelEncoding) -> float:
     return int(word) / encoding.weight_scale
 
 
-def mean_trajectory(words: Uint32Array, weight_word: int, encoding: ModelEncoding, out: Float32Array) -> Float32Array:
+def mean_trajectory(words: ModelWords, weight_word: int, encoding: ModelEncoding, out: Float32Array) -> Float32Array:
     """`δ_G = Σαδ / Σα` from the two opened sums (METHOD.md, "One round", step 4), bit-identical wherever it
     runs.
 
-    The scales of the two sums differ by exactly `clip`, so `δ_G = word · (clip / weight_word)`: one float64
-    division for all, one float64 product and one cast for each element.
+    The scales of the two sums differ by exactly `clip·fine`, so `δ_G = word · (clip·fine / weight_word)`: one float64
+    division for all (`fine` is a power of two), one float64 product and one cast for each element.
 
     Args:
-        words: uint32[n], the opened `Σαδ`.
-        weight_word: the opened `Σα`, as its word.
+        words: uint32[n] or uint16[n], the opened `Σαδ`.
+        weight_word: the opened `Σα`, as `read_weight` gives it.
         encoding: the component's encoding.
-        out: float32[n], overwritten; may be `words.view(numpy.float32)`.
+        out: float32[n], overwritten; may be `words.view(numpy.float32)` with 32 bits.
 
     Returns:
         `out`.
@@ -282,118 +314,8 @@ def mean_trajectory(words: Uint32Array, weight_word: int, encoding: ModelEncodin
     Raises:
         WeightError: `Σα` is not positive.
     """
-    _check_array(words, np.uint32, None, "words")
-    _check_array(out, np.float32, words.size, "out")
+    check_array(words, encoding.word_type, None, "words")
+    check_array(out, np.float32, words.size, "out")
     decode_weight_sum(weight_word, encoding)
-    _scale_words(words, encoding.clip / float(int(weight_word)), out)
+    _scale_words(words, encoding.clip * encoding.fine / float(int(weight_word)), out)
     return out
-
-
-# --------------------------------------------------------------------------------------- statistics, mod 2^64
-
-
-@dataclass(frozen=True, slots=True)
-class StatisticsEncoding:
-    """How statistics become 64-bit words: times `2^resolution_bits`, one rounding. An encoding that could
-    wrap cannot be made.
-
-    Args:
-        bound: largest `|value|` that one institution may send, above 0.
-        contributors: the most institutions whose words are added, at least 1.
-        resolution_bits: binary digits after the point, 0 to 62; 0 for counts, whose sums are then exact.
-
-    Raises:
-        ConfigurationError: a field is out of range.
-        RingOverflowError: `contributors · bound` does not fit.
-    """
-
-    bound: float
-    contributors: int
-    resolution_bits: int
-
-    def __post_init__(self) -> None:
-        _check_positive(self.bound, "bound")
-        _check_contributors(self.contributors, 2**20)
-        if not 0 <= self.resolution_bits <= 62:
-            raise ConfigurationError(
-                f"resolution_bits is {self.resolution_bits}.", remedy="Use 0 (counts) to 62 binary digits."
-            )
-        prove_statistics_no_wrap(self)
-
-    @property
-    def scale(self) -> float:
-        """Words per unit: a power of two, so that scaling is exact."""
-        return float(2**self.resolution_bits)
-
-
-def prove_statistics_no_wrap(encoding: StatisticsEncoding) -> None:
-    """Proves that `n·(bound·2^bits + 1/2) ≤ 2^63 − 1`.
-
-    Raises:
-        RingOverflowError: a sum could wrap; the text holds the arithmetic.
-    """
-    n, bits = encoding.contributors, encoding.resolution_bits
-    largest = n * (Fraction(encoding.bound) * 2**bits + Fraction(1, 2))
-    if largest > 2**63 - 1:
-        raise RingOverflowError(
-            f"n·(bound·2^bits + 1/2) = {n}·({encoding.bound!r}·2^{bits} + 1/2) = {float(largest):.4g} "
-            f"exceeds 2^63 − 1 = {float(2**63 - 1):.4g}: the sum could wrap.",
-            remedy="Lower the bound or the number of resolution bits.",
-        )
-
-
-def encode_statistics(
-    values: Float64Array | npt.NDArray[np.int64],
-    encoding: StatisticsEncoding,
-    bounds: Float64Array | float | None = None,
-) -> Uint64Array:
-    """The words of one institution's statistics.
-
-    Args:
-        values: float64[n], or int64[n] (encoded exactly).
-        encoding: the encoding that all contributors share.
-        bounds: largest `|value|`, one for all or one each; at most `encoding.bound`, which None stands for.
-
-    Returns:
-        uint64[n].
-
-    Raises:
-        StatisticRangeError: a value is NaN, infinite or beyond its bound. The text names positions, never
-            values.
-        ConfigurationError: a bound is above `encoding.bound`, or an array has the wrong dtype or size.
-    """
-    integers = values.dtype == np.int64
-    if not integers:
-        _check_array(values, np.float64, None, "values")
-    _check_array(values, values.dtype, None, "values")
-    limits: Float64Array = np.asarray(encoding.bound if bounds is None else bounds, np.float64)
-    if limits.ndim and limits.shape != values.shape:
-        raise ConfigurationError(
-            f"{limits.size} bounds for {values.size} statistics.", remedy="Give one bound, or one for each."
-        )
-    if not bool(np.all((limits >= 0) & (limits <= encoding.bound))):
-        raise ConfigurationError(
-            "a statistic's own bound is above the encoding's, negative or not a number.",
-            remedy=f"Keep every bound in [0, {encoding.bound!r}].",
-        )
-    # Written so that NaN fails; int64 is compared on both sides because |−2^63| is not an int64.
-    inside = (values <= limits) & (values >= -limits)
-    if not bool(inside.all()):
-        wrong = np.flatnonzero(~inside)
-        raise StatisticRangeError(
-            f"{wrong.size} of {values.size} statistics are not finite or beyond their bound.",
-            remedy="Clip the statistic before it is summed, or raise the plan's bound for it.",
-            place=f"statistic {int(wrong[0])}",
-        )
-    if integers:
-        return (values.astype(np.int64) * np.int64(2**encoding.resolution_bits)).view(np.uint64)
-    rounded: Float64Array = np.rint(np.multiply(values, encoding.scale))
-    return rounded.astype(np.int64).view(np.uint64)
-
-
-def decode_statistics(words: Uint64Array, encoding: StatisticsEncoding) -> Float64Array:
-    """The sums behind opened words: float64[n], within `contributors/2` words of the true sums (exact for
-    integers below 2^53)."""
-    _check_array(words, np.uint64, None, "words")
-    decoded: Float64Array = words.view(np.int64).astype(np.float64) / encoding.scale
-    return decoded

@@ -24,8 +24,8 @@ from federation.feature_sums import (
     vector_bounds,
 )
 from federation.features import FeatureSchema
-from federation.fixed_point import StatisticsEncoding
 from federation.plan import Plan
+from federation.statistic_words import StatisticsEncoding
 from federation.tables import RawTable
 from security.errors import ProtocolError
 from security.secure_sum.spec import Sum

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from federation.fixed_point import StatisticsEncoding, decode_statistics, encode_statistics
 from federation.losses import LossSums
+from federation.statistic_words import StatisticsEncoding, decode_statistics, encode_statistics
 from federation.temperature import GRID, best_temperature
 
 LOSSES_LENGTH: Final = 5 + len(GRID)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from federation.fixed_point import StatisticsEncoding
+from federation.statistic_words import StatisticsEncoding
 from security.privacy.accountant import Accountant
 from security.privacy.events import GaussianRelease, PrivacyEvent
 from security.privacy.ledger import BudgetExceededError, PrivacyLedger

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from federation import statistics
 from federation.evaluation import confusion_counts, reliability_histogram, score_histograms
-from federation.fixed_point import StatisticsEncoding
+from federation.statistic_words import StatisticsEncoding
 from federation.losses import LossSums
 from federation.plan import Plan
 from federation.settings import proximity_settings

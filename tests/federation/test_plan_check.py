@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from federation.fixed_point import StatisticsEncoding
 from federation.plan import Column, Institution, LabelClass, Modality, Plan, PlanError
 from federation.plan_check import check, find_problems, minimum_threshold
 from federation.plan_problems import path_text
 from federation.plan_tables import Range
+from federation.statistic_words import StatisticsEncoding
 from tests.plans import example_institutions, example_plan
 
 
