@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+from consilium.v1 import secure_sum_pb2 as sum_pb
 from consilium.v1 import service_pb2 as pb
 
 from coordinator.run import Attempt, Run
@@ -82,7 +83,7 @@ def _as_shareholder(attempt: Attempt, institution: str) -> pb.Directive | None:
         case AggregatorPhase.OPENINGS if institution not in current.openings and not attempt.folding:
             # The first `threshold` that came: later ones decide nothing, and must not change the directive.
             decided = list(current.signatures.values())[: machine.attempt.threshold]
-            signatures = [s.to_proto() for s in decided]
+            signatures = [sum_pb.SignedMessage(signer=s.signer, signature=s.signature) for s in decided]
             return pb.Directive(open_shares=pb.OpenShares(list=current.payload, signatures=signatures))
     return None
 

@@ -258,7 +258,7 @@ class Session:
             self._sign(m.list)  # the others decided without us; the same checks, the same mark
         if member.phase not in (MemberPhase.SIGNED, MemberPhase.OPENED):
             return NOTHING
-        opening = member.open([Signed.from_proto(s) for s in m.signatures])
+        opening = member.open([Signed.from_proto(s, m.list) for s in m.signatures])
         return Reply(pb.SubmitRequest(run=self.run, opening=opening.to_proto()))
 
     # -- inside -------------------------------------------------------------------------------------------------

@@ -206,6 +206,8 @@ class Aggregator:
             raise UnknownMemberError(f"{sender!r} is not in the cohort of this attempt.")
         if header.length != self.upload_length(sender):
             raise MalformedMessageError(f"the upload of {sender!r} has not the plan's length.", culprits=(sender,))
+        if header.encode() != signed.payload:  # members make the bytes themselves and look for this signature of them
+            raise MalformedMessageError(f"the upload of {sender!r} is not announced as agreed.", culprits=(sender,))
         current.headers.setdefault(sender, signed)
         return header
 
@@ -248,6 +250,7 @@ class Aggregator:
             current.transcript,
             tuple(sorted(alive)),
             tuple(sorted(self.cohort - alive)),
+            tuple(current.headers[name].signature for name in sorted(alive)),
         )
         current.alive, current.payload, self.phase = alive, listed.encode(), after
         return current.payload

@@ -69,6 +69,12 @@ class TranscriptError(SecureSumError):
     code = "transcript"
 
 
+class UnprovenUploadError(SecureSumError):
+    """A survivor list counts an institution as alive that did not upload for the list's transcript (rule 6)."""
+
+    code = "unproven-upload"
+
+
 class MissingSignaturesError(SecureSumError):
     """Fewer than `threshold` shareholders signed this list. `culprits` names those whose signature is missing."""
 

@@ -62,7 +62,7 @@ class Circle:
         return name in self._position
 
     def neighbours(self, name: str) -> tuple[str, ...]:
-        """Who is tied to `name`, along the circle from its left to its right; itself left out. In a complete graph: all.
+        """Who is tied to `name`, along the circle from its left to its right; all others in a complete graph.
 
         Raises:
             KeyError: it is not in the circle.

@@ -62,6 +62,7 @@ from security.secure_sum.verify import (
     check_distinct_keys,
     check_keys,
     check_members,
+    check_uploads,
     keys_digest,
     open_signed,
     sha256,
@@ -405,6 +406,7 @@ class Member:
             TranscriptError: the list's transcript is not this institution's (rule 6).
             BelowFloorError: no part of it keeps `k_min` survivors (rule 9).
             DifferencingError: beside lists signed before in this round it would open too much (rule 9).
+            UnprovenUploadError: somebody listed as alive did not upload for this transcript (rule 6).
         """
         current = self._sum()
         if current.signed is not None:
@@ -417,9 +419,10 @@ class Member:
         after = self._after(MemberStep.SIGN)
         listed = self._check_list(payload, current)
         alive = frozenset(listed.alive)
-        if self.name in alive and current.upload is None and self.uploads:
+        if self.name in alive and current.upload is None:
             raise ContradictoryListError("the list says that this institution is alive, but it sent nothing.")
         opened = self._check_floors(current.name, alive)
+        check_uploads(self.attempt, listed, self._cohort, alive - {self.name})
         signed = self._sign(derive.TAG_LIST, payload)
         for quantity, cohorts in opened.items():
             self._opened_cohorts.setdefault(quantity, []).extend(cohorts)

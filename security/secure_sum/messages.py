@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from security.secure_sum.errors import MalformedMessageError
 from security.secure_sum.shares import SHARE_BYTES
 from security.secure_sum.spec import Context
+from security.signing import SIGNATURE_BYTES
 
 _KEY_BYTES: Final = 32
 _DIGEST_BYTES: Final = 32
@@ -47,15 +48,15 @@ class Signed:
         return pb.SignedMessage(signer=self.signer, payload=self.payload, signature=self.signature)
 
     @staticmethod
-    def from_proto(message: pb.SignedMessage) -> Signed:
-        """As it came; only its size is checked.
+    def from_proto(message: pb.SignedMessage, payload: bytes = b"") -> Signed:
+        """As it came; only its size is checked. `payload`: what is signed where the message leaves its own out.
 
         Raises:
             MalformedMessageError: larger than any message of the secure sum.
         """
         _require(len(message.payload) <= MAX_PAYLOAD_BYTES, "payload too large")
         _require(len(message.signature) <= 80, "signature too large")
-        return Signed(message.signer, message.payload, message.signature)
+        return Signed(message.signer, message.payload or payload, message.signature)
 
     @property
     def digest(self) -> bytes:
@@ -210,16 +211,24 @@ class UploadHeader:
 
 @dataclass(frozen=True)
 class SurvivorList:
-    """Phase 4: the partition of the cohort that `threshold` shareholders must sign identically (rule 5)."""
+    """Phase 4: the partition of the cohort that `threshold` shareholders must sign identically (rule 5).
+
+    Attributes:
+        uploads: of each of `alive`, in that order, its signature under its upload's header: it masked for this very
+            transcript. Without it, whoever was shown another cohort could be listed as alive, and its masks taken off.
+    """
 
     context: Context
     sum: str
     transcript: bytes
     alive: tuple[str, ...]
     gone: tuple[str, ...]
+    uploads: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         _lengths(_DIGEST_BYTES, "a transcript", self.transcript)
+        _lengths(SIGNATURE_BYTES, "an upload's signature", *self.uploads)
+        _require(len(self.uploads) == len(self.alive), "each of the living has one upload")
 
     def encode(self) -> bytes:
         """The payload to sign."""
@@ -229,6 +238,7 @@ class SurvivorList:
             transcript=self.transcript,
             alive=self.alive,
             gone=self.gone,
+            uploads=self.uploads,
         ).SerializeToString(deterministic=True)
 
     @staticmethod
@@ -239,7 +249,9 @@ class SurvivorList:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
         m = _parse(pb.SurvivorList(), payload)
-        return SurvivorList(_from_context(m.context), m.sum, m.transcript, tuple(m.alive), tuple(m.gone))
+        return SurvivorList(
+            _from_context(m.context), m.sum, m.transcript, tuple(m.alive), tuple(m.gone), tuple(m.uploads)
+        )
 
 
 ShareKind = Literal["seed", "mask-key"]

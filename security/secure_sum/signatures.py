@@ -29,9 +29,13 @@ def check_signatures(
     holders = frozenset(shareholders)
     signed: dict[str, Signed] = {}
     ours = SurvivorList.decode(payload)
+
+    def decode(data: bytes) -> SurvivorList:
+        return ours if data == payload else SurvivorList.decode(data)
+
     for envelope in signatures:
         try:
-            other = open_signed(attempt, envelope, derive.TAG_LIST, SurvivorList.decode)
+            other = open_signed(attempt, envelope, derive.TAG_LIST, decode)
         except ProtocolError:
             continue  # counts as missing
         if envelope.signer not in holders or other.sum != ours.sum:

@@ -175,11 +175,11 @@ class Attempt:
 
         A part below the floor is not even masked: nobody sends it (METHOD.md, "The privacy floor").
         """
-        return tuple(
-            p
-            for p in self.sum(sum_name).parts
-            if institution in p.contributors and p.there(cohort, self.k_min) is not None
-        )
+        return tuple(p for p in self.sent_parts(sum_name, cohort) if institution in p.contributors)
+
+    def sent_parts(self, sum_name: str, cohort: frozenset[str]) -> tuple[Part, ...]:
+        """What anybody uploads for a sum, in plan order."""
+        return tuple(p for p in self.sum(sum_name).parts if p.there(cohort, self.k_min) is not None)
 
     def opened_parts(self, sum_name: str, cohort: frozenset[str], alive: frozenset[str]) -> tuple[Part, ...]:
         """The parts that may be opened, in plan order: uploaded ones that keep `k_min` survivors (rule 9).

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol, TypeVar
 
 from security.errors import ProtocolError
@@ -13,10 +14,11 @@ from security.secure_sum.errors import (
     TamperedKeysError,
     TooFewMembersError,
     UnknownMemberError,
+    UnprovenUploadError,
     WrongContextError,
 )
 from security.secure_sum.keys import check_public_key
-from security.secure_sum.messages import KeyMessage, Signed
+from security.secure_sum.messages import KeyMessage, Signed, SurvivorList, UploadHeader
 from security.secure_sum.spec import Attempt, Context
 from security.signing import verify
 
@@ -105,6 +107,28 @@ def check_distinct_keys(keys: Mapping[str, KeyMessage]) -> None:
             if public in seen:
                 raise TamperedKeysError(f"{seen[public]!r} and {name!r} show the same public key.")
             seen[public] = name
+
+
+def check_uploads(attempt: Attempt, listed: SurvivorList, cohort: frozenset[str], whose: Collection[str]) -> None:
+    """Raises UnprovenUploadError unless each living one of `whose` signed an upload for the list's transcript (rule 6).
+
+    What is opened of the living takes off every mask but those between two of them. Whoever was shown another cohort
+    masked with others: all its masks would come off, if the list could count it as alive.
+    """
+    lengths: Counter[str] = Counter()
+    for part in attempt.sent_parts(listed.sum, cohort):
+        lengths.update(dict.fromkeys(part.contributors & cohort, part.bytes))
+    for name, signature in zip(listed.alive, listed.uploads, strict=True):
+        if name not in whose:
+            continue
+        header = UploadHeader(attempt.context, listed.sum, name, listed.transcript, lengths[name])
+        try:
+            verify(attempt.roster[name], derive.TAG_UPLOAD, header.encode(), signature)
+        except ProtocolError:
+            raise UnprovenUploadError(
+                f"{name!r} is listed as alive, but no upload of it for this sum and transcript is shown.",
+                remedy="The coordinator shows institutions different cohorts or models; nothing was signed.",
+            ) from None
 
 
 def sha256(data: bytes) -> bytes:

@@ -60,7 +60,8 @@ class Follower:
         assert self.member is not None
         if self.member.phase in (MemberPhase.READY, MemberPhase.MASKED):
             self.member.sign(directive.open_shares.list)  # the others decided without this one
-        return self.member.open([Signed.from_proto(s) for s in directive.open_shares.signatures])
+        m = directive.open_shares
+        return self.member.open([Signed.from_proto(s, m.list) for s in m.signatures])
 
 
 def request_for(follower: Follower, directive: pb.Directive) -> pb.SubmitRequest | None:

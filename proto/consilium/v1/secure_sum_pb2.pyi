@@ -278,6 +278,7 @@ class SurvivorList(_message.Message):
     TRANSCRIPT_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
+    UPLOADS_FIELD_NUMBER: _builtins.int
     sum: _builtins.str
     transcript: _builtins.bytes
     @_builtins.property
@@ -286,6 +287,10 @@ class SurvivorList(_message.Message):
     def alive(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of each of `alive`, in that order: its signature under the UploadHeader of this sum and transcript."""
+
     def __init__(
         self,
         *,
@@ -294,10 +299,11 @@ class SurvivorList(_message.Message):
         transcript: _builtins.bytes = ...,
         alive: _abc.Iterable[_builtins.str] | None = ...,
         gone: _abc.Iterable[_builtins.str] | None = ...,
+        uploads: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "context", b"context", "gone", b"gone", "sum", b"sum", "transcript", b"transcript"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "context", b"context", "gone", b"gone", "sum", b"sum", "transcript", b"transcript", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

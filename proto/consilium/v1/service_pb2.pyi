@@ -345,7 +345,9 @@ class OpenShares(_message.Message):
     SIGNATURES_FIELD_NUMBER: _builtins.int
     list: _builtins.bytes
     @_builtins.property
-    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[_secure_sum_pb2.SignedMessage]: ...
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[_secure_sum_pb2.SignedMessage]:
+        """Under `list`; their payload is left out."""
+
     def __init__(
         self,
         *,

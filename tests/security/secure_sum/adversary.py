@@ -43,10 +43,11 @@ class Adversary:
         if secrets is None:
             return
         for (owner, (s, p)), held in secrets.held.items():
-            self._add(("seed", s, p, owner), member.name, held.seed)
-            self._add(("mask-key", s, p, owner), member.name, held.mask_key)
+            self.add(("seed", s, p, owner), member.name, held.seed)
+            self.add(("mask-key", s, p, owner), member.name, held.mask_key)
 
-    def _add(self, secret: Secret, holder: str, share: bytes) -> None:
+    def add(self, secret: Secret, holder: str, share: bytes) -> None:
+        """Takes one share, however it was come by."""
         self._shares.setdefault(secret, {})[self._x[holder]] = share
         self._derived.clear()
 
@@ -55,7 +56,7 @@ class Adversary:
         for signed in openings:
             opening = Opening.decode(signed.payload)
             for s in opening.shares:
-                self._add((s.kind, opening.sum, s.part, s.victim), signed.signer, s.share)
+                self.add((s.kind, opening.sum, s.part, s.victim), signed.signer, s.share)
         return self
 
     def secrets(self) -> dict[Secret, bytes]:
@@ -105,9 +106,17 @@ class Adversary:
         return None
 
     def stripped(
-        self, sum_name: str, part_name: str, who: Collection[str], transcripts: Mapping[str, bytes] | None = None
+        self,
+        sum_name: str,
+        part_name: str,
+        who: Collection[str],
+        transcripts: Mapping[str, bytes] | None = None,
+        cohorts: Mapping[str, Collection[str]] | None = None,
     ) -> bytes:
-        """The sum of the uploads of `who` less every mask that follows from what the adversary has."""
+        """The sum of the uploads of `who` less every mask that follows from what the adversary has.
+
+        `transcripts` and `cohorts` say who was shown others than everybody.
+        """
         world, attempt = self.world, self.world.attempt
         p = attempt.sum(sum_name).part(part_name)
         total = np.zeros(p.length, dtype=word_type(p.ring))
@@ -120,7 +129,7 @@ class Adversary:
             where = (attempt, sum_name, part_name, name)
             if name in seeds:
                 taken.append(SignedKey(-1, self_mask_key(*where, seeds[name], transcript)))
-            for peer in sorted(p.contributors & world.aggregator.cohort - {name}):
+            for peer in sorted(p.contributors & set((cohorts or {}).get(name, world.aggregator.cohort)) - {name}):
                 sign: Literal[1, -1] = -1 if pair_sign(name, peer) > 0 else 1
                 mine, theirs = self._announced(name, sum_name, part_name), self._announced(peer, sum_name, part_name)
                 assert mine is not None
@@ -133,7 +142,11 @@ class Adversary:
         Masker(taken).apply(total, 0)
         return total.tobytes()
 
-    def reads(self, transcripts: Mapping[str, bytes] | None = None) -> set[tuple[str, str, frozenset[str]]]:
+    def reads(
+        self,
+        transcripts: Mapping[str, bytes] | None = None,
+        cohorts: Mapping[str, Collection[str]] | None = None,
+    ) -> set[tuple[str, str, frozenset[str]]]:
         """(sum, part, honest institutions) of every plaintext sum that the adversary can read.
 
         Every set of honest uploads is tried, with and without the colluders' own. This is what must stay empty, or be
@@ -150,6 +163,7 @@ class Adversary:
                 for size in range(1, len(honest) + 1):
                     for chosen in combinations(honest, size):
                         for who in {chosen, (*chosen, *bought)}:
-                            if self.stripped(s.name, p.name, who, transcripts) == self.world.plain(s.name, p.name, who):
+                            stripped = self.stripped(s.name, p.name, who, transcripts, cohorts)
+                            if stripped == self.world.plain(s.name, p.name, who):
                                 found.add((s.name, p.name, frozenset(chosen)))
         return found

@@ -191,10 +191,23 @@ class World:
 
     def list_of(self, sum_name: str, alive: Iterable[str], gone: Iterable[str], **changes: Any) -> bytes:
         """Any survivor list that a lying coordinator may write, with the sum's transcript."""
+        living = sorted(alive)
         listed = SurvivorList(
-            self.attempt.context, sum_name, self.transcript(sum_name), tuple(sorted(alive)), tuple(sorted(gone))
+            self.attempt.context,
+            sum_name,
+            self.transcript(sum_name),
+            tuple(living),
+            tuple(sorted(gone)),
+            tuple(self.upload_signature(sum_name, name) for name in living),
         )
         return replace(listed, **changes).encode()
+
+    def upload_signature(self, sum_name: str, name: str) -> bytes:
+        """An institution's signature under its upload's header; 64 zeros where it made none for this sum."""
+        current = self.members[name]._current if name in self.members else None
+        if current is None or current.name != sum_name or current.upload is None:
+            return bytes(64)
+        return current.upload.header.signature
 
     def transcript(self, sum_name: str, consumed: bytes | None = None) -> bytes:
         """The transcript of a sum that consumed what `enter` says by default."""

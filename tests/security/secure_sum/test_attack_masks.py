@@ -18,13 +18,14 @@ from security.secure_sum.errors import (
     StaleAttemptError,
     UnknownMemberError,
 )
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH
 from security.secure_sum.high_water import HighWaterMark
 from security.secure_sum.member import Member
 from security.secure_sum.messages import (
     SurvivorList,
     UploadHeader,
 )
-from security.secure_sum.spec import MAX_COMPLETE_GRAPH, Attempt, Sum
+from security.secure_sum.spec import Attempt, Sum
 from security.secure_sum.upload import ArrayWords
 from tests.security.secure_sum.harness import (
     World,
@@ -49,6 +50,8 @@ class TestRule8OneVectorUnderOneMask:
         first = b"".join(world.mask("A", "north").chunks())
         other = {"encoder/mrna": ArrayWords(np.arange(5, dtype=np.uint32))}
         assert b"".join(world["north"].mask(other).chunks()) == first
+        for name in FIVE[1:]:
+            world.mask("A", name)
         world["north"].sign(world.list_of("A", FIVE, ()))
         assert b"".join(world["north"].mask(other).chunks()) == first
 

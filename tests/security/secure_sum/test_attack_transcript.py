@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 
+from security.errors import ConsiliumError
 from security.secure_sum import derive
 from security.secure_sum.errors import (
+    MalformedMessageError,
     TranscriptError,
+    UnprovenUploadError,
 )
+from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Context
 from tests.security.secure_sum.adversary import Adversary
 from tests.security.secure_sum.harness import (
@@ -21,6 +28,7 @@ from tests.security.secure_sum.lies import (
     FIVE,
     HONEST,
     ready,
+    signed,
 )
 
 
@@ -44,17 +52,18 @@ class TestRule6OneTranscript:
         assert error.culprits == ()  # who showed it another model is not proven
 
     def test_masks_of_different_transcripts_do_not_cancel(self) -> None:
-        """Even with every seed opened, the sum of institutions that were shown different things stays masked."""
+        """Even with every seed known, the sum of institutions that were shown different things stays masked."""
         world = ready()
         world.aggregator.begin_sum(b"A")
         for name in FIVE:
             world[name].enter("A", b"A" if name != "south" else b"another model")
             world.uploads["A", name] = b"".join(world.mask("A", name).chunks())
         adversary = Adversary(world, {COLLUDER})
-        payload = world.list_of("A", FIVE, ())
         for name in HONEST:
-            if name != "south":
-                adversary.hear([world[name].open([*world.sign(payload, [n for n in FIVE if n != "south"])])])
+            secrets = world[name]._secrets
+            assert secrets is not None
+            for (owner, (s, p)), held in secrets.held.items():
+                adversary.add(("seed", s, p, owner), name, held.seed)
         assert set(adversary.seeds("A", "encoder/mrna")) == set(FIVE)
         transcripts = {"south": world.transcript("A", b"another model")}
         assert adversary.reads(transcripts) == set()
@@ -86,8 +95,57 @@ class TestRule6OneTranscript:
         refuses(TranscriptError, world["south"].sign, everybody)
         transcript = derive.transcript(world.attempt.context, world.aggregator._keys_digest, smaller, "A", b"A")
         theirs = world.list_of("A", smaller, (), transcript=transcript)
-        assert world["south"].sign(theirs)
+        refuses(UnprovenUploadError, world["south"].sign, theirs)
         refuses(TranscriptError, world["north"].sign, theirs)
+
+    def test_nobody_is_listed_as_alive_by_a_cohort_that_it_was_not_shown(self) -> None:
+        """The coordinator shows `south` a cohort without `north`, and lists both as alive and all others as gone.
+
+        South's seed and the mask keys of all whom it masked with would be opened: its vector, bare.
+        """
+        world = World(make_attempt(FIVE))
+        world.deal(world.send_keys())
+        smaller = [n for n in FIVE if n != "north"]
+        world.accept([n for n in FIVE if n != "south"])
+        world["south"].accept(smaller, [s for s in world.aggregator.shares_for("south") if s.signer != "north"])
+        world.enter("A", FIVE)
+        for name in FIVE:
+            world.uploads["A", name] = b"".join(world.mask("A", name).chunks())
+        gone = ["east", "west"]
+        lie = world.list_of("A", [n for n in FIVE if n not in gone], gone)
+        openings = []
+        for name in ("north", "east", "west"):
+            refuses(UnprovenUploadError, world[name].sign, lie)
+        signatures = [signed(COLLUDER, derive.TAG_LIST, lie)]
+        for name in HONEST:
+            with suppress(ConsiliumError):
+                openings.append(world[name].open(signatures))
+        adversary = Adversary(world, {COLLUDER}).hear(openings)
+        transcript = derive.transcript(world.attempt.context, world.aggregator._keys_digest, smaller, "A", b"A")
+        assert adversary.reads({"south": transcript}, {"south": smaller}) == set()
+
+    def test_an_upload_of_another_sum_or_signer_proves_nothing(self) -> None:
+        world = ready()
+        world.whole_sum("A")
+        headers = {n: world.aggregator.finished["A"].headers[n].signature for n in FIVE}
+        payload = world.upload_all("B")
+        listed = SurvivorList.decode(payload)
+        shuffled = replace(listed, uploads=listed.uploads[1:] + listed.uploads[:1])
+        earlier = replace(listed, uploads=tuple(headers[n] for n in listed.alive))
+        for lie in (shuffled, earlier, replace(listed, uploads=(bytes(64),) * 5)):
+            for name in HONEST:
+                refuses(UnprovenUploadError, world[name].sign, lie.encode())
+        world.sign_and_open("B", FIVE, FIVE)
+        assert world.finish_sum("B") == world.expected("B", FIVE)
+
+    def test_an_upload_that_is_announced_in_other_bytes_is_not_admitted(self) -> None:
+        """Same fields, another encoding: the list's signature would be of bytes that no member can make again."""
+        world = ready()
+        world.enter("A", FIVE)
+        payload = world.mask("A", COLLUDER).header.payload
+        odd = signed(COLLUDER, derive.TAG_UPLOAD, payload + b"\xf8\x07\x01")
+        error = refuses(MalformedMessageError, world.aggregator.take_header, odd)
+        assert error.culprits == (COLLUDER,)
 
     @pytest.mark.parametrize(
         "other",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from security.errors import ConfigurationError
-from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER, Graph, Circle, SparseGraph
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER, Circle, Graph, SparseGraph
 from security.secure_sum.graph_bound import (
     SECURITY_BITS,
     at_most,
