@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from coordinator.errors import ExportError
+from coordinator.selection import BestRound, reason
 from coordinator.state import RunState
 from federation import names
 from federation.features import FeatureSchema
@@ -31,11 +32,13 @@ class Choice:
         round: its number; 0: the untrained model.
         components: its weights.
         temperatures: by subset; 1.0 where none was fitted.
+        reason: why this one, for the model card.
     """
 
     round: int
     components: Mapping[str, ComponentDigests]
     temperatures: Mapping[str, float]
+    reason: str
 
 
 def choose(plan: Plan, state: RunState, committed: Sequence[int], wanted: int = 0) -> Choice:
@@ -52,18 +55,26 @@ def choose(plan: Plan, state: RunState, committed: Sequence[int], wanted: int = 
     """
     if state.setup is None or not committed:
         raise ExportError("the run has no model yet.", remedy="Wait until its first sums are open.")
-    last = Choice(committed[-1], state.components, state.temperatures)
-    best = None if state.best is None else Choice(state.best.round, state.best.components, state.best.temperatures)
+    selection = state.selection
+    last = Choice(committed[-1], state.components, state.temperatures, "the last round, as the plan asks")
+    found = [_chosen(r, reason(plan, selection.by)) for r in (selection.chosen,) if r is not None]
     if not wanted:
-        return best if best is not None and plan.evaluation.select == "best" else last
-    for choice in (last, best):
-        if choice is not None and choice.round == wanted:
-            return choice
-    kept = sorted({c.round for c in (last, best) if c is not None})
+        if plan.evaluation.select == "best":
+            return found[0] if found else replace(last, reason="the last round, since none had a figure to compare")
+        return last
+    found += [_chosen(r, "") for r in (selection.best,) if r is not None]
+    for choice in (*found, last):
+        if choice.round == wanted:
+            return replace(choice, reason="the operator asked for this round")
+    kept = sorted({c.round for c in (last, *found)})
     raise ExportError(
         f"the weights of round {wanted} are not kept.",
-        remedy=f"Export round {' or '.join(map(str, kept))}: the best by the plan's metric, and the last.",
+        remedy=f"Export round {' or '.join(map(str, kept))}: the best, and the last.",
     )
+
+
+def _chosen(best: BestRound, reason: str) -> Choice:
+    return Choice(best.round, best.components, best.temperatures, reason)
 
 
 def hold(content: ContentStore, state: RunState, choice: Choice) -> dict[str, VectorReader]:
@@ -98,7 +109,8 @@ def export(
     components = {name: found[name] for name in layout(plan, schema.widths).components if name in found}
     subsets = [names.component_subset(n) for n in components if names.component_kind(n) == "classifier"]
     temperatures = {subset: float(choice.temperatures.get(subset, 1.0)) for subset in subsets}
-    return pack(Model(plan, schema, components, choice.round, temperatures), _figures(choice.round, records))
+    model = Model(plan, schema, components, choice.round, temperatures)
+    return pack(model, _figures(choice.round, records), choice.reason)
 
 
 def _weights(reader: VectorReader) -> npt.NDArray[np.float32]:

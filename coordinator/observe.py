@@ -156,6 +156,7 @@ class RunObserver(Observer):
         self._metrics.add(m.ROUNDS_COMMITTED)
         for institution in self._plan.roster:
             self._metrics.set(m.PARTICIPATING, float(institution in alive), institution=institution)
+        self._metrics.choose(m.CHOSEN_BY, criterion=said["selection"]["by"])
         if result is not None:
             self._statistics(result)
         self.event("round-committed", round=said["round"], attempt=said["attempt"], survivors=len(alive))

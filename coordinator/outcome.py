@@ -10,11 +10,12 @@ import numpy.typing as npt
 from consilium.v1 import round_pb2 as pb
 
 from coordinator.folding import FoldJob, FoldResult, UpdateSettings, initial_state
-from coordinator.results import RoundStatistics, read_statistics, selection_score
-from coordinator.state import BestRound, RunState
+from coordinator.results import RoundStatistics, fresh_losses, read_statistics, selection_score
+from coordinator.selection import BestRound
+from coordinator.state import RunState
 from federation.feature_sums import FEATURE_SUMS
 from federation.layout import layout
-from federation.plan import Plan
+from federation.plan import Evaluation, Plan
 from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
 from federation.settings import optimiser_settings
 from federation.setup import FeatureSums, feature_sum, patients_of
@@ -73,9 +74,9 @@ class RoundOutcome:
 
     def state(self, round_: int) -> RunState:
         """The run's state after the round; the last losses stand where sum B stayed shut."""
-        if self.statistics is None:
+        if round_ == 0:
             return self._state
-        return _with_statistics(self._state, round_, self.statistics, self._plan.evaluation.metric)
+        return _with_statistics(self._state, round_, self.statistics, self._plan.evaluation)
 
     def words(self) -> set[str]:
         """Content digests of everything that was opened."""
@@ -110,21 +111,19 @@ class RoundOutcome:
         self._state = replace(self._state, setup=setup, components=components)
 
 
-def _with_statistics(state: RunState, round_: int, result: RoundStatistics, metric: str) -> RunState:
-    state = replace(
-        state,
-        blending=result.blending,
-        scores=result.figures.scores(),
-        median_squared_overfitting=result.figures.median_squared_overfitting,
-        temperatures={**state.temperatures, **result.temperatures},
-    )
-    score = selection_score(result, metric)
-    if score is None:
-        return state
-    if state.best is not None and score <= state.best.score:
-        return replace(state, rounds_without_gain=state.rounds_without_gain + 1)
-    best = BestRound(round_, score, state.components, state.temperatures)
-    return replace(state, best=best, rounds_without_gain=0)
+def _with_statistics(state: RunState, round_: int, result: RoundStatistics | None, evaluation: Evaluation) -> RunState:
+    score, losses = None, {}
+    if result is not None:
+        state = replace(
+            state,
+            blending=result.blending,
+            scores=result.figures.scores(),
+            median_squared_overfitting=result.figures.median_squared_overfitting,
+            temperatures={**state.temperatures, **result.temperatures},
+        )
+        score, losses = selection_score(result, evaluation.metric), fresh_losses(result)
+    now = BestRound(round_, 0.0, state.components, state.temperatures)
+    return replace(state, selection=state.selection.after(now, score, losses, evaluation.fallback_after))
 
 
 def survivors(message: pb.OpenedSum) -> frozenset[str]:

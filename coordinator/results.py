@@ -127,6 +127,11 @@ def scores_json(scores: Scores) -> dict[str, Any]:
     }
 
 
+def fresh_losses(result: RoundStatistics) -> dict[str, float]:
+    """Validation loss by subset, of those that opened in this round."""
+    return {s: f.validation_loss for s, f in result.figures.subsets.items() if f.fresh}
+
+
 def selection_score(result: RoundStatistics, metric: str) -> float | None:
     """What picks the exported round: larger is better; None where the round has no such figure.
 
@@ -135,7 +140,7 @@ def selection_score(result: RoundStatistics, metric: str) -> float | None:
         metric: the plan's `evaluation.metric`; `loss` is the mean validation loss over subsets, negated.
     """
     if metric == "loss":
-        losses = [f.validation_loss for f in result.figures.subsets.values() if f.fresh]
-        return -sum(losses) / len(losses) if losses else None
+        losses = fresh_losses(result)
+        return -sum(losses.values()) / len(losses) if losses else None
     scores = result.rows.get("all")
     return None if scores is None else getattr(scores, metric)

@@ -8,9 +8,12 @@ from typing import Any
 
 from coordinator.attempt import Attempt
 from coordinator.results import figures_json, scores_json
+from coordinator.selection import Selection
 
 
-def round_record(round_: int, attempt: Attempt, traffic: Mapping[str, int], seconds: Mapping[str, float]) -> str:
+def round_record(
+    round_: int, attempt: Attempt, traffic: Mapping[str, int], seconds: Mapping[str, float], selection: Selection
+) -> str:
     """The record of a round.
 
     Args:
@@ -18,6 +21,7 @@ def round_record(round_: int, attempt: Attempt, traffic: Mapping[str, int], seco
         attempt: the one that opened.
         traffic: payload bytes, `up` and `down`.
         seconds: by phase.
+        selection: after the round.
     """
     machine, result = attempt.machine, attempt.outcome.statistics
     record: dict[str, Any] = {
@@ -29,6 +33,7 @@ def round_record(round_: int, attempt: Attempt, traffic: Mapping[str, int], seco
         "withdrawn": dict(sorted(attempt.withdrawn.items())),
         "bytes": {"up": traffic.get("up", 0), "down": traffic.get("down", 0)},
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
+        "selection": selection.said(),
     }
     if result is not None:
         record |= {

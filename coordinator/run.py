@@ -325,7 +325,7 @@ class Run:
 
     def final(self) -> bytes:
         """RoundStart of what would follow the exported round: where the final model is, and its temperatures."""
-        best = self.state.best
+        best = self.state.selection.chosen
         if best is None or self.plan.evaluation.select == "last":
             return self.state.round_start(self.id, self.round)
         state = replace(self.state, components=best.components, temperatures=best.temperatures)
@@ -432,7 +432,7 @@ class Run:
     def _commit(self, attempt: Attempt, now: datetime) -> None:
         self._turn(now)
         self.state = attempt.outcome.state(self.round)
-        record = round_record(self.round, attempt, self.traffic, self._clock.seconds)
+        record = round_record(self.round, attempt, self.traffic, self._clock.seconds, self.state.selection)
         self._store.commit_round(self.key, self.round, record, self.state.to_json(), now)
         self._observer.committed(record, attempt.outcome.statistics)
         self.spool.discard_round(self.key, self.round)
@@ -447,7 +447,7 @@ class Run:
         patience = self.plan.evaluation.patience
         if self.round > self.plan.rounds:
             self.stop("finished", "", now)
-        elif patience and self.state.rounds_without_gain >= patience:
+        elif patience and self.state.selection.without_gain >= patience:
             self.stop("finished", f"no gain in {patience} rounds", now)
         return self.ended
 

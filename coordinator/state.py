@@ -9,20 +9,11 @@ from typing import Any
 
 from consilium.v1 import round_pb2 as pb
 
+from coordinator.selection import BestRound, Selection
 from federation.blending import BlendingState
 from federation.rounds import FORMAT, Cohorts, ComponentDigests, Figures, Setup
 from federation.vectors import ContentStore
 from security.secure_sum.spec import Sum
-
-
-@dataclass(frozen=True)
-class BestRound:
-    """The round that would be exported."""
-
-    round: int
-    score: float
-    components: Mapping[str, ComponentDigests]
-    temperatures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -36,8 +27,7 @@ class RunState:
         scores: published blending scores `b_s`, by subset.
         median_squared_overfitting: published, so that an institution's own score is on the federation's scale.
         temperatures: of the last round.
-        best: by the plan's metric; None before the first metrics.
-        rounds_without_gain: for early stopping.
+        selection: which round would be exported, and for early stopping.
     """
 
     setup: Setup | None = None
@@ -46,8 +36,7 @@ class RunState:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     median_squared_overfitting: float | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    best: BestRound | None = None
-    rounds_without_gain: int = 0
+    selection: Selection = field(default_factory=Selection)
 
     def figures(self) -> bytes:
         """The blending scores as they are published."""
@@ -81,7 +70,8 @@ class RunState:
         kept: set[str] = set()
         if self.setup is not None:
             kept.add(self.setup.schema)
-        for components in (self.components, self.best.components if self.best else {}):
+        chosen = (r.components for r in (self.selection.best, self.selection.instead) if r is not None)
+        for components in (self.components, *chosen):
             for c in components.values():
                 kept |= {c.weights, *c.slots.values()}
         return kept
@@ -96,15 +86,14 @@ class RunState:
                 "scores": dict(self.scores),
                 "median_squared_overfitting": self.median_squared_overfitting,
                 "temperatures": dict(self.temperatures),
-                "best": None
-                if self.best is None
-                else {
-                    "round": self.best.round,
-                    "score": self.best.score,
-                    "components": _components(self.best.components),
-                    "temperatures": dict(self.best.temperatures),
+                "selection": {
+                    "by": self.selection.by,
+                    "best": _best(self.selection.best),
+                    "instead": _best(self.selection.instead),
+                    "unscored": self.selection.unscored,
+                    "lossless": self.selection.lossless,
+                    "without_gain": self.selection.without_gain,
                 },
-                "rounds_without_gain": self.rounds_without_gain,
             },
             sort_keys=True,
             allow_nan=False,
@@ -114,7 +103,7 @@ class RunState:
     def from_json(text: str) -> RunState:
         """As the store kept it."""
         d: dict[str, Any] = json.loads(text)
-        s, b = d["setup"], d["best"]
+        s, chosen = d["setup"], d["selection"]
         return RunState(
             None if s is None else Setup(s["schema"], s["patients"], frozenset(s["institutions"])),
             _read_components(d["components"]),
@@ -122,10 +111,14 @@ class RunState:
             d["scores"],
             d["median_squared_overfitting"],
             d["temperatures"],
-            None
-            if b is None
-            else BestRound(b["round"], b["score"], _read_components(b["components"]), b["temperatures"]),
-            d["rounds_without_gain"],
+            Selection(
+                chosen["by"],
+                _read_best(chosen["best"]),
+                _read_best(chosen["instead"]),
+                chosen["unscored"],
+                chosen["lossless"],
+                chosen["without_gain"],
+            ),
         )
 
 
@@ -135,6 +128,25 @@ def _setup(setup: Setup) -> dict[str, Any]:
         "patients": dict(setup.patients),
         "institutions": sorted(setup.institutions),
     }
+
+
+def _best(best: BestRound | None) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    return {
+        "round": best.round,
+        "score": best.score,
+        "components": _components(best.components),
+        "temperatures": dict(best.temperatures),
+        "losses": dict(best.losses),
+    }
+
+
+def _read_best(data: dict[str, Any] | None) -> BestRound | None:
+    if data is None:
+        return None
+    components = _read_components(data["components"])
+    return BestRound(data["round"], data["score"], components, data["temperatures"], data["losses"])
 
 
 def _components(components: Mapping[str, ComponentDigests]) -> dict[str, Any]:

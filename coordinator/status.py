@@ -40,6 +40,8 @@ def status_of(
         now: the time.
         records: what to send along.
     """
+    best = run.plan.evaluation.select == "best"
+    chosen = run.state.selection.chosen
     return pb.RunStatus(
         summary=pb.RunSummary(
             run=run.id,
@@ -56,6 +58,8 @@ def status_of(
         remaining_seconds=0.0 if run.ended else remaining_seconds(run.plan.rounds, committed, now),
         institutions=institutions_of(run),
         records=records,
+        chosen_by=run.state.selection.by if best else "",
+        chosen_round=chosen.round if best and chosen is not None else 0,
     )
 
 

@@ -205,7 +205,19 @@ def _facts(given: ReportInput, summary: Summary) -> list[tuple[str, str, str]]:
             f"{summary.bytes_up_per_parameter / PLAIN_BYTES:.2f}× unprotected float32",
         ),
         *_received(summary),
+        *_chosen(given.records),
     ]
+
+
+def _chosen(records: Sequence[Record]) -> list[tuple[str, str, str]]:
+    """Which round was taken, where the plan's metric could not choose it."""
+    last = max(records, key=lambda r: int(r["round"]), default=None)
+    said = (last or {}).get("selection") or {}
+    words = {
+        "loss": "by validation losses: the metric stayed shut, an institution being gone",
+        "last": "the last: neither metric nor validation losses opened",
+    }.get(str(said.get("by")), "")
+    return [("Model of round", str(said.get("round")), words)] if words else []
 
 
 def _received(summary: Summary) -> list[tuple[str, str, str]]:

@@ -129,12 +129,13 @@ def manifest_digest(files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(_file(files, MANIFEST)).hexdigest()
 
 
-def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, bytes]:
+def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None, chosen: str = "") -> dict[str, bytes]:
     """The model's files, by name. Equal models have equal bytes.
 
     Args:
         model: all of it is checked as `unpack` checks it.
         figures: subset to metric to value, of the federation's own validation, for the model card.
+        chosen: why this round, for the model card; empty: not said.
 
     Raises:
         ModelArchiveError: the parts do not belong together.
@@ -165,7 +166,7 @@ def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None)
         SCHEMA: schema,
         PLAN: plan,
         MANIFEST: _encode(manifest),
-        CARD: model_card(model.plan, model.schema, manifest, figures or {}).encode(),
+        CARD: model_card(model.plan, model.schema, manifest, figures or {}, chosen).encode(),
     }
 
 

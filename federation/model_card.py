@@ -15,6 +15,7 @@ def model_card(
     schema: FeatureSchema,
     manifest: Mapping[str, Any],
     figures: Mapping[str, Mapping[str, float]],
+    chosen: str = "",
 ) -> str:
     """Markdown for people; nothing reads it back.
 
@@ -23,6 +24,7 @@ def model_card(
         schema: of the run.
         manifest: as `model_archive.pack` makes it.
         figures: subset to metric to value, over the institutions' validation patients; may be empty.
+        chosen: why this round and no other; empty: not said.
     """
     components: list[str] = sorted(manifest["components"])
     classifiers = [names.component_subset(c) for c in components if names.component_kind(c) == "classifier"]
@@ -36,6 +38,7 @@ def model_card(
         "update to anybody.",
         "",
         f"- Run (plan digest): `{manifest['run']}`",
+        f"- Round: {manifest['round']}{f', {chosen}' if chosen else ''}",
         f"- Data: **{plan.data}**",
         f"- Predicts: {', '.join(plan.class_names)} (column `{plan.label.column}`)",
         f"- Components: {', '.join(f'`{c}`' for c in components)}",

@@ -253,6 +253,14 @@ class Evaluation(PlanTable):
         U32, Range(0, 1000000, "rounds"), about("Rounds without improvement that stop the run; 0: never.")
     ] = 0
     select: Annotated[Literal["best", "last"], about("Exported round.")] = "best"
+    fallback_after: Annotated[
+        U32,
+        Range(0, 1000000, "rounds"),
+        about(
+            "Rounds in a row without the metric, an institution being gone, from which the validation losses choose; "
+            "and rounds without these from which the last round is taken; 0: the metric alone chooses."
+        ),
+    ] = 3
 
 
 class FeatureFloors(PlanTable):

@@ -57,6 +57,7 @@ PHASES: Final = (
 STATUSES: Final = ("created", "enrolling", "running", "finished", "stopped", "failed")
 TRAFFIC: Final = ("control", "messages", "uploads", "downloads")
 PARTS: Final = ("training", "validation")
+CRITERIA: Final = ("metric", "loss", "last")
 OTHER: Final = "other"
 
 _PLAN: Final[frozenset[str]] = frozenset()
@@ -66,6 +67,7 @@ LABELS: Final[Mapping[str, frozenset[str]]] = {
     "status": frozenset(STATUSES),
     "kind": frozenset(TRAFFIC),
     "part": frozenset(PARTS),
+    "criterion": frozenset(CRITERIA),
     "sum": _PLAN,
     "subset": _PLAN,
     "combination": _PLAN,
@@ -101,6 +103,9 @@ ATTEMPTS_BURNT = _coordinator("attempts_burnt_total", _C, "Attempts given up bef
 CURRENT_ROUND = _coordinator("current_round", _G, "Number of the round in progress")
 PLANNED_ROUNDS = _coordinator("planned_rounds", _G, "Rounds that the plan asks for")
 RUN_STATUS = _coordinator("run_status", _G, "1 for the status that the run has, 0 for the others", "status")
+CHOSEN_BY = _coordinator(
+    "chosen_by", _G, "1 for what chooses the best round: metric, or loss or last while that stays shut", "criterion"
+)
 PHASE_SECONDS = _coordinator("phase_duration_seconds", _H, "How long each phase of a round took", "phase")
 ENROLLED = _coordinator("enrolled_institutions", _G, "Institutions admitted to the run")
 PARTICIPANTS = _coordinator("participants", _G, "Survivors of the last sum of this name", "sum")

@@ -47,7 +47,7 @@ class SimulatedRun:
     Attributes:
         plan: as it ran, with the keys that signed.
         final: the model of the last round.
-        best: the model of the best round by the plan's metric on validation patients; `final` if there was none.
+        best: the model of the best round (`coordinator.selection`); `final` if there was none.
         records: of every round, as the coordinator keeps them.
     """
 
@@ -126,7 +126,8 @@ def simulate(
     run = coordinator.run
     # The run counted on to a round that it no longer began.
     final = _model(plan, run, _Now(run.round - 1, run.state.components, run.state.temperatures))
-    best = final if run.state.best is None else _model(plan, run, run.state.best)
+    chosen = run.state.selection.chosen
+    best = final if chosen is None else _model(plan, run, chosen)
     return SimulatedRun(plan, final, best, tuple(json.loads(record) for record in run.records()))
 
 
@@ -134,7 +135,7 @@ def simulate(
 
 
 class _Weights(Protocol):
-    """Where the weights of some round are; `coordinator.state.BestRound` is one."""
+    """Where the weights of some round are; `coordinator.selection.BestRound` is one."""
 
     @property
     def round(self) -> int: ...

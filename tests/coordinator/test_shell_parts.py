@@ -19,7 +19,8 @@ from coordinator.export import choose, export, hold
 from coordinator.failpoints import POINTS, TESTING, VARIABLE, FailpointError, armed
 from coordinator.grpc_status import STATUS, details_of, metadata_of, status_of
 from coordinator.institution_service import code_of
-from coordinator.state import BestRound, RunState
+from coordinator.selection import BestRound, Selection
+from coordinator.state import RunState
 from coordinator.status import remaining_seconds
 from coordinator.store import CommittedRound, StoreError
 from federation.in_memory import MemoryContentStore
@@ -185,7 +186,7 @@ def test_the_summed_components_and_no_others_are_exported() -> None:
     setup = Setup(content.put(SCHEMA.to_bytes()), {}, frozenset(PLAN.roster))
     subset = next(n.removeprefix("classifier/") for n in SHARED if n.startswith("classifier/"))
     best = BestRound(1, 0.9, weights(content, 0.5), {subset: 2.0})
-    state = RunState(setup=setup, components=weights(content, 0.25), best=best)
+    state = RunState(setup=setup, components=weights(content, 0.25), selection=Selection(best=best))
     records = [json.dumps({"round": r, "metrics": {"all": {"accuracy": 0.1 * r}}}) for r in range(4)]
     choice = choose(PLAN, state, range(4))
     assert choice.round == 1  # the plan selects the best

@@ -13,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from deploy.live import History, RecordError, at, clock, log_lines, phase_words, plain, render, sparkline, watch
+from deploy.history import History, RecordError
+from deploy.live import at, watch
+from deploy.log_lines import log_lines
+from deploy.screen import render, sparkline
+from deploy.status_words import clock, phase_words, plain
 from tests.deploy.generated_run import COMBINATIONS, records
 
 
@@ -222,3 +226,19 @@ def test_sparklines_fit_and_keep_gaps(values: list[float | None], width: int) ->
     shown = values[-width:]
     assert len(line) == (len(shown) if any(v is not None for v in shown) else 0)
     assert all((c == " ") == (v is None) for c, v in zip(line, shown, strict=False))
+
+
+# -- what chooses the model ----------------------------------------------------------------------------------------
+
+
+def test_a_fallback_of_the_selection_is_told_once_in_lines_and_stands_on_the_screen() -> None:
+    before, now = status(11, chosen_by="metric", chosen_round=9), status(12, chosen_by="loss", chosen_round=12)
+    lines = log_lines(before, now, [])
+    assert any("validation losses choose (now round 12)" in line for line in lines)
+    assert not any("validation losses choose" in line for line in log_lines(now, now, []))
+    assert not any("choose" in line for line in log_lines(None, before, []))
+    history = History()
+    history.take(now)
+    console = Console(file=io.StringIO(), width=140, height=50, record=True)
+    console.print(render(now, history))
+    assert "validation losses choose" in console.export_text()

@@ -233,7 +233,7 @@ def test_nodes_take_a_run_from_invitation_to_their_own_copy_of_the_model(tmp_pat
             idle += 1
             coordinator.pass_time(5.0)
     assert coordinator.run.status == "finished"
-    best = coordinator.run.state.best
+    best = coordinator.run.state.selection.chosen
     assert best is not None
     for name, e in ears.items():
         assert e.errors == []

@@ -124,7 +124,7 @@ def test_a_run_without_gain_stops_early_and_keeps_its_best_round() -> None:
     federation = finished(plan)
     assert federation.run.reason == "no gain in 2 rounds"
     assert [json.loads(r)["round"] for r in federation.run.records()] == [0, 1, 2, 3]
-    assert federation.run.state.best.round == 1
+    assert federation.run.state.selection.chosen.round == 1
 
 
 # -- the privacy floor ---------------------------------------------------------------------------------------------

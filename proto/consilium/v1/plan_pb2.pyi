@@ -553,6 +553,7 @@ class Evaluation(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     PATIENCE_FIELD_NUMBER: _builtins.int
     SELECT_FIELD_NUMBER: _builtins.int
+    FALLBACK_AFTER_FIELD_NUMBER: _builtins.int
     bins: _builtins.int
     """Bins of the score histograms."""
     metric: _builtins.str
@@ -561,6 +562,8 @@ class Evaluation(_message.Message):
     """Rounds without improvement after which the run stops; 0: never."""
     select: _builtins.str
     """Exported round: "best" or "last"."""
+    fallback_after: _builtins.int
+    """Rounds in a row without the metric from which validation losses choose; 0: never."""
     def __init__(
         self,
         *,
@@ -568,10 +571,11 @@ class Evaluation(_message.Message):
         metric: _builtins.str = ...,
         patience: _builtins.int = ...,
         select: _builtins.str = ...,
+        fallback_after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "metric", b"metric", "patience", b"patience", "select", b"select"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "fallback_after", b"fallback_after", "metric", b"metric", "patience", b"patience", "select", b"select"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

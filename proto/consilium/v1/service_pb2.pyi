@@ -893,11 +893,17 @@ class RunStatus(_message.Message):
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
     INSTITUTIONS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    CHOSEN_BY_FIELD_NUMBER: _builtins.int
+    CHOSEN_ROUND_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     phase: _builtins.str
     elapsed_seconds: _builtins.float
     remaining_seconds: _builtins.float
     """Estimate; 0: not known yet."""
+    chosen_by: _builtins.str
+    """What chooses the round to export, where the plan asks for the best: "metric", "loss" or "last"; otherwise empty."""
+    chosen_round: _builtins.int
+    """The round that it has chosen so far; 0: none."""
     @_builtins.property
     def summary(self) -> Global___RunSummary: ...
     @_builtins.property
@@ -916,10 +922,12 @@ class RunStatus(_message.Message):
         remaining_seconds: _builtins.float = ...,
         institutions: _abc.Iterable[Global___InstitutionStatus] | None = ...,
         records: _abc.Iterable[_builtins.str] | None = ...,
+        chosen_by: _builtins.str = ...,
+        chosen_round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "elapsed_seconds", b"elapsed_seconds", "institutions", b"institutions", "phase", b"phase", "records", b"records", "remaining_seconds", b"remaining_seconds", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "chosen_by", b"chosen_by", "chosen_round", b"chosen_round", "elapsed_seconds", b"elapsed_seconds", "institutions", b"institutions", "phase", b"phase", "records", b"records", "remaining_seconds", b"remaining_seconds", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
