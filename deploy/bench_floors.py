@@ -154,3 +154,14 @@ def ratio_to_floor(wall_seconds: float, work: RoundBytes, rates: Rates) -> float
     if floor <= 0:
         raise ValueError("a round without bytes has no floor")
     return wall_seconds / floor
+
+
+def processor_floor(work: RoundBytes, rates: Rates, cores: int) -> float:
+    """Processor seconds that the work of every kind takes together, at rates measured in processor time.
+
+    Args:
+        work: of a round.
+        rates: of so many cores.
+        cores: that they were measured on.
+    """
+    return cores * sum(floors(work, rates).values())
