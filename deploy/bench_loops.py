@@ -9,9 +9,12 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.bench_rates import BLOCK, expander, hasher
 from federation.fixed_point import ModelEncoding
+from federation.in_memory import MemoryReader
 from institution_node.encoding import UpdateWords
 from security.secure_sum.fold import fold
 from security.secure_sum.masks import Masker, SignedKey
@@ -19,7 +22,6 @@ from security.secure_sum.messages import Signed
 from security.secure_sum.recover import PartOpening
 from security.secure_sum.spec import Part
 from security.secure_sum.upload import MaskedUpload, Segment
-from federation.in_memory import MemoryReader
 
 INSTITUTIONS: Final = 9
 GONE: Final = 3
@@ -81,3 +83,15 @@ def opening_to_floor() -> float:
     opening = PartOpening(_part(), tuple(uploads), _keys(keystreams))
     floor = _processor_seconds(_floor(keystreams, 0))
     return _processor_seconds(lambda: fold(opening, uploads, lambda chunk: None)) / floor
+
+
+def signature_seconds(count: int) -> float:
+    """Processor seconds that so many signatures take to make and to check: what messages cost at least."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    how, message = ec.ECDSA(hashes.SHA256()), secrets.token_bytes(256)
+
+    def work() -> None:
+        for _ in range(count):
+            key.public_key().verify(key.sign(message, how), message, how)
+
+    return _processor_seconds(work)

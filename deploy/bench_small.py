@@ -22,7 +22,7 @@ from rich.console import Console
 from deploy import bench_in_memory
 from deploy.bench_federation import bench_federation, measure
 from deploy.bench_floors import component_bytes, processor_floor, ratio_to_floor
-from deploy.bench_loops import opening_to_floor, upload_to_floor
+from deploy.bench_loops import opening_to_floor, signature_seconds, upload_to_floor
 from deploy.bench_rates import RateMeter
 from deploy.bench_ratios import Readings, judge, read_baseline, table
 from deploy.bench_rows import Case, Measured, load_of
@@ -31,12 +31,15 @@ from security.user_errors import user_errors
 BASELINE: Final = Path("bench/baseline.json")
 SECONDS: Final = 60.0
 MEMORY: Final = Case(9, 1_000_000, transport="memory")
+FIXED: Final = Case(9, 1_000, transport="memory")
+SIGNATURES: Final = 1_000
 PROCESSES: Final = Case(3, 4_000_000)
 PASSES: Final = 2
 MEANINGS: Final = {
     "upload_to_floor": "masked upload ÷ its keystreams and hash, CPU",
     "opening_to_floor": "opening a sum ÷ its keystreams, CPU",
     "memory_masks_to_none": f"round of {MEMORY.institutions} in memory, masks ÷ none, CPU",
+    "fixed_part_to_signatures": f"round of {FIXED.institutions} with hardly a parameter ÷ {SIGNATURES} signatures, CPU",
     "processes_masks_to_none": f"round of {PROCESSES.institutions} over gRPC, masks ÷ none, CPU",
     "processes_to_processor_floor": f"round of {PROCESSES.institutions} over gRPC ÷ all its floors, CPU",
     "processes_to_floor": f"round of {PROCESSES.institutions} over gRPC ÷ largest floor, wall",
@@ -56,6 +59,10 @@ def measured(wanted: Sequence[str], meter: RateMeter, root: Path) -> Readings:
         for _ in range(PASSES):
             none, masks = (bench_in_memory.measure(c, 3, meter) for c in (MEMORY.comparable, MEMORY))
             found["memory_masks_to_none"].append(_processor(MEMORY, masks) / _processor(MEMORY, none))
+    if "fixed_part_to_signatures" in wanted:
+        for _ in range(PASSES):
+            spent = _processor(FIXED, bench_in_memory.measure(FIXED, 3, meter))
+            found["fixed_part_to_signatures"].append(spent / signature_seconds(SIGNATURES))
     if any(name.startswith("processes") for name in wanted):
         _over_grpc(found, meter, root)
     return found
@@ -94,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             baseline = {name: round(statistics.median(readings[name]), 3) for name in MEANINGS}
             chosen.baseline.parent.mkdir(parents=True, exist_ok=True)
             chosen.baseline.write_text(json.dumps(baseline, indent=1) + "\n")
+            return
         baseline = read_baseline(chosen.baseline.read_text(), list(MEANINGS))
         judged = judge(lambda wanted: measured(wanted, meter, Path(folder)), baseline)
     Console().print(table(judged, MEANINGS))
