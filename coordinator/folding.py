@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from federation.fixed_point import ModelEncoding, mean_trajectory
+from coordinator.first_model import FirstModel
+from federation.fixed_point import ModelEncoding, mean_trajectory, read_weight
 from federation.rounds import ComponentDigests
-from federation.server_optimisers import ServerOptimiserSettings, apply, initial_value, state_slots
+from federation.server_optimisers import ServerOptimiserSettings, apply
 from federation.vectors import ContentStore, VectorReader
 from security.secure_sum.fold import fold
 from security.secure_sum.recover import PartOpening
 
-STEP_BYTES: Final = 1 << 20
+STEP: Final = 1 << 18
+"""Parameters in work at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class FoldJob:
         offsets: (institution, part) to where the part begins in that upload.
         weights: sum `updates` only: w(t) and the optimiser's state by component.
         settings: sum `updates` only.
+        first: sum `weights` only, and only where its model can be made: what it is made from.
     """
 
     sum: str
@@ -49,6 +53,7 @@ class FoldJob:
     offsets: Mapping[tuple[str, str], int]
     weights: Mapping[str, ComponentDigests]
     settings: UpdateSettings | None
+    first: FirstModel | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class FoldResult:
 
     Attributes:
         words: part to its opened words.
-        components: component to w(t+1) and the optimiser's state; empty but for `updates`.
+        components: component to the weights and the optimiser's state that follow from the sum: w(t+1) from
+            `updates`, w(0) from `weights`; else empty.
     """
 
     words: Mapping[str, str]
@@ -87,7 +93,19 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
             name = opening.part.name
             contributors = len(opening.part.contributors)
             components[name] = _advance(content, words[name], job.weights[name], job.settings, contributors)
+    if job.first is not None:
+        alive = frozenset(i for opening in job.openings for i in opening.alive)
+        patients = {name: read_words(content, digest) for name, digest in words.items()}
+        components |= job.first.make(content, patients, alive)
     return FoldResult(words, components)
+
+
+def read_words(content: ContentStore, digest: str) -> npt.NDArray[np.uint64]:
+    """The opened words of a statistic, whole: they are few."""
+    reader = content.open(digest)
+    data = bytearray(reader.length)
+    reader.read_into(0, memoryview(data))
+    return np.frombuffer(data, np.dtype("<u8"))
 
 
 def _advance(
@@ -95,40 +113,31 @@ def _advance(
 ) -> ComponentDigests:
     """w(t+1) = ServerOpt(w(t), δ_G), a block at a time (METHOD.md, "One round", step 4)."""
     encoding = ModelEncoding(settings.clip, settings.headroom, contributors)
+    type_ = encoding.word_type
     opened, weights = content.open(words), content.open(current.weights)
     slots = {slot: content.open(digest) for slot, digest in current.slots.items()}
-    last = bytearray(4)
-    opened.read_into(weights.length, memoryview(last))
-    weight_word = int.from_bytes(last, "little")
+    parameters = weights.length // 4
+    tail = np.empty(encoding.weight_words, type_)
+    opened.read_into(type_.itemsize * parameters, tail.data)
+    weight = read_weight(tail, encoding)
+    size = min(STEP, parameters)
+    delta, mean, w = np.empty(size, type_), np.empty(size, np.float32), np.empty(size, np.float32)
+    states = {slot: np.empty(size, np.float32) for slot in slots}
     writers = {"": content.writer(), **{slot: content.writer() for slot in slots}}
     try:
-        for start in range(0, weights.length, STEP_BYTES):
-            size = min(STEP_BYTES, weights.length - start)
-            delta, w = bytearray(size), bytearray(size)
-            opened.read_into(start, memoryview(delta))
-            weights.read_into(start, memoryview(w))
-            states = {slot: bytearray(size) for slot in slots}
+        for start in range(0, parameters, STEP):
+            count = min(STEP, parameters - start)
+            opened.read_into(type_.itemsize * start, delta[:count].data)
+            weights.read_into(4 * start, w[:count].data)
             for slot, reader in slots.items():
-                reader.read_into(start, memoryview(states[slot]))
-            block = np.frombuffer(delta, np.uint32)
-            mean = mean_trajectory(block, weight_word, encoding, block.view(np.float32))
-            arrays = {slot: np.frombuffer(data, np.float32) for slot, data in states.items()}
-            apply(settings.optimiser, np.frombuffer(w, np.float32), mean, arrays)
-            writers[""].write(memoryview(w))
-            for slot, data in states.items():
-                writers[slot].write(memoryview(data))
+                reader.read_into(4 * start, states[slot][:count].data)
+            mean_trajectory(delta[:count], weight, encoding, mean[:count])
+            now = {slot: values[:count] for slot, values in states.items()}
+            apply(settings.optimiser, w[:count], mean[:count], now)
+            writers[""].write(w[:count].data)
+            for slot, values in now.items():
+                writers[slot].write(values.data)
         return ComponentDigests(writers[""].commit(), {slot: writers[slot].commit() for slot in slots})
     finally:
         for writer in writers.values():
             writer.abort()
-
-
-def initial_state(
-    content: ContentStore, weights: np.ndarray[tuple[int], np.dtype[np.float32]], optimiser: ServerOptimiserSettings
-) -> ComponentDigests:
-    """Stores w(0) of one component and the optimiser's state before the first round."""
-    slots = {
-        slot: content.put(np.full(len(weights), initial_value(optimiser, slot), np.float32).tobytes())
-        for slot in state_slots(optimiser.kind)
-    }
-    return ComponentDigests(content.put(weights.tobytes()), slots)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 from consilium.v1 import round_pb2 as pb
 
-from coordinator.folding import FoldJob, FoldResult, UpdateSettings, initial_state
+from coordinator.first_model import FirstModel
+from coordinator.folding import FoldJob, FoldResult, UpdateSettings, read_words
 from coordinator.results import RoundStatistics, fresh_losses, read_statistics, selection_score
 from coordinator.selection import BestRound
 from coordinator.state import RunState
 from federation.feature_sums import FEATURE_SUMS
-from federation.layout import layout
 from federation.plan import Evaluation, Plan
 from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
 from federation.settings import optimiser_settings
@@ -61,11 +59,11 @@ class RoundOutcome:
             updated = ComponentDigests.all_from(message.components)
             self._state = replace(self._state, components={**self._state.components, **updated})
         else:
-            words = {p.part: self._words(p.words) for p in message.parts}
+            words = {p.part: read_words(self._content, p.words) for p in message.parts}
             if message.sum in FEATURE_SUMS:
                 self._features.take(feature_sum(message.sum), words)
             elif message.sum == WEIGHTS:
-                self._settle(patients_of(which, words), alive)
+                self._settle(patients_of(which, words), alive, ComponentDigests.all_from(message.components))
             else:
                 assert self._state.setup is not None
                 groups = self._cohorts.clip_groups(self._state.setup)
@@ -86,28 +84,23 @@ class RoundOutcome:
         """Names of the sums that are open, in order."""
         return [pb.OpenedSum.FromString(data).sum for data in self.opened]
 
-    def _words(self, digest: str) -> npt.NDArray[np.uint64]:
-        reader = self._content.open(digest)
-        data = bytearray(reader.length)
-        reader.read_into(0, memoryview(data))
-        return np.frombuffer(data, np.dtype("<u8"))
+    def first_model(self) -> FirstModel | None:
+        """What w(0) is made from when the patients are summed; None where the schema is incomplete."""
+        schema = self._features.schema
+        return None if schema is None else FirstModel(self._cohorts, schema, self._sums[WEIGHTS])
 
-    def _settle(self, patients: Mapping[str, int], alive: frozenset[str]) -> None:
+    def _settle(
+        self, patients: Mapping[str, int], alive: frozenset[str], components: Mapping[str, ComponentDigests]
+    ) -> None:
         """Round 0 is complete: the schema, who takes part, and w(0)."""
         schema = self._features.schema
         if schema is None:
             raise TooFewMembersError("the feature schema is incomplete.")
         if len(alive) < self._plan.secure_sum.threshold:
             raise TooFewMembersError("fewer institutions than the threshold were there for the run's first sums.")
-        setup = Setup(self._content.put(schema.to_bytes()), patients, alive)
-        made = layout(self._plan, schema.widths)
-        optimiser = optimiser_settings(self._plan)
-        components = {
-            name: initial_state(self._content, made.components[name].initial(self._plan.seed), optimiser)
-            for name in self._cohorts.summed(setup)
-        }
         if not components:
             raise TooFewMembersError("no component has enough owners that were there for the run's first sums.")
+        setup = Setup(self._content.put(schema.to_bytes()), patients, alive)
         self._state = replace(self._state, setup=setup, components=components)
 
 
@@ -144,7 +137,13 @@ def opened_sum(job: FoldJob, result: FoldResult, survivor_list: bytes) -> bytes:
 
 
 def fold_job(
-    plan: Plan, machine: Aggregator, openings: tuple[PartOpening, ...], spool: Spool, run: str, state: RunState
+    plan: Plan,
+    machine: Aggregator,
+    openings: tuple[PartOpening, ...],
+    spool: Spool,
+    run: str,
+    state: RunState,
+    outcome: RoundOutcome,
 ) -> FoldJob:
     """The heavy work of opening the current sum.
 
@@ -155,6 +154,7 @@ def fold_job(
         spool: where the uploads are; they are opened here, whatever becomes of the run meanwhile.
         run: its key.
         state: of the run, for w(t).
+        outcome: of the attempt, for w(0).
     """
     name, context = machine.current.name, machine.attempt.context
     uploads = {i: spool.open(UploadKey(run, context.round, context.attempt, name, i)) for i in machine.current.alive}
@@ -168,4 +168,5 @@ def fold_job(
     if name == UPDATES:
         s = plan.secure_sum
         settings = UpdateSettings(s.clip, s.headroom, optimiser_settings(plan))
-    return FoldJob(name, openings, uploads, offsets, state.components, settings)
+    first = outcome.first_model() if name == WEIGHTS else None
+    return FoldJob(name, openings, uploads, offsets, state.components, settings, first)

@@ -387,7 +387,7 @@ class Run:
             attempt.fruitless = len(machine.current.openings)  # more may come until the deadline
             self._observer.blamed(error.culprits, error.code)
             return None
-        job = fold_job(self.plan, machine, openings, self.spool, self.key, self.state)
+        job = fold_job(self.plan, machine, openings, self.spool, self.key, self.state, attempt.outcome)
         attempt.folding = True
         return job
 

@@ -129,7 +129,7 @@ class _Vanishing(GeneratedVectors):
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
-    ) -> Trajectory:
+    ) -> Trajectory[Float32]:
         raise NonFiniteTrainingError("this institution vanishes here, as the bench wants it.")
 
 

@@ -68,7 +68,7 @@ class GeneratedVectors:
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
-    ) -> Trajectory:
+    ) -> Trajectory[Float32]:
         """The generated update of this round."""
         if os.environ.get("CONSILIUM_BENCH_VANISH"):
             raise NonFiniteTrainingError("this node vanishes here, as the bench wants it.")

@@ -6,7 +6,7 @@ Round 0 is made in numpy from the plan's seed, so the coordinator needs no torch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from federation import names
-from federation.initialisation import TensorSpec, initial_tensor
+from federation.initialisation import BLOCK, TensorSpec, initial_blocks
 from federation.plan import Plan
 
 
@@ -41,9 +41,19 @@ class Component:
         """Number of parameters."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
 
+    def initial_blocks(self, seed: int, block: int = BLOCK) -> Iterator[npt.NDArray[np.float32]]:
+        """The component in round 0, in order, in new arrays of at most `block` parameters: the same for any `block`."""
+        for tensor in self.tensors:
+            yield from initial_blocks(seed, self.name, tensor, block)
+
     def initial(self, seed: int) -> npt.NDArray[np.float32]:
-        """float32[size]: the component in round 0."""
-        return np.concatenate([initial_tensor(seed, self.name, tensor).ravel() for tensor in self.tensors])
+        """float32[size]: the component in round 0, whole. For components that fit in memory."""
+        whole = np.empty(self.size, np.float32)
+        start = 0
+        for piece in self.initial_blocks(seed):
+            whole[start : start + piece.size] = piece
+            start += piece.size
+        return whole
 
 
 @dataclass(frozen=True)

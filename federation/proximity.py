@@ -93,11 +93,47 @@ class ComponentDots:
         return ComponentDots(self.inner + other.inner, self.own + other.own, self.total + other.total)
 
 
-def component_dots(own: Float32Array, total: Float32Array) -> ComponentDots:
-    """The three products of one component, in float64, in blocks.
+class DotSums:
+    """The three products of one component, summed up block by block, in float64.
 
-    Summed by numpy's pairwise sum, not by BLAS, whose result changes with its number of threads: the same
-    seeds give the same bits over gRPC and in memory.
+    By numpy's pairwise sum, not by BLAS, whose result changes with its number of threads. Whoever adds the same blocks
+    of `BLOCK` elements in the same order gets the same bits: over gRPC, in memory, from files.
+    """
+
+    def __init__(self) -> None:
+        self._sums = [0.0, 0.0, 0.0]
+        self._scratch: list[npt.NDArray[np.float64]] = []
+
+    def add(self, own: Float32Array, total: Float32Array) -> None:
+        """Takes the next elements in: `δ_i` and `δ_G`, float32[n] each.
+
+        Raises:
+            ConfigurationError: the sizes differ.
+        """
+        if own.shape != total.shape or own.ndim != 1:
+            raise ConfigurationError(
+                f"trajectories of shapes {own.shape} and {total.shape}.", remedy="Flatten both in plan order."
+            )
+        if not self._scratch or len(self._scratch[0]) < own.size:
+            self._scratch = [np.empty(own.size, np.float64) for _ in range(3)]
+        x, y, product = (array[: own.size] for array in self._scratch)
+        np.copyto(x, own)
+        np.copyto(y, total)
+        for k, (left, right) in enumerate(((x, y), (x, x), (y, y))):
+            np.multiply(left, right, out=product)
+            self._sums[k] += float(np.add.reduce(product))
+
+    def result(self) -> ComponentDots:
+        """The products of everything that was added.
+
+        Raises:
+            ProximityInputError: a value was not finite.
+        """
+        return ComponentDots(*self._sums)
+
+
+def component_dots(own: Float32Array, total: Float32Array) -> ComponentDots:
+    """The three products of one component that is there as a whole.
 
     Args:
         own: float32[n], `δ_i` as it was encoded (clipped).
@@ -107,22 +143,10 @@ def component_dots(own: Float32Array, total: Float32Array) -> ComponentDots:
         ConfigurationError: the sizes differ.
         ProximityInputError: a value is not finite.
     """
-    if own.shape != total.shape or own.ndim != 1:
-        raise ConfigurationError(
-            f"trajectories of shapes {own.shape} and {total.shape}.", remedy="Flatten both in plan order."
-        )
-    size = min(BLOCK, own.size)
-    a, b, c = (np.empty(size, np.float64) for _ in range(3))
-    sums = [0.0, 0.0, 0.0]
-    for start in range(0, own.size, BLOCK):
-        length = min(BLOCK, own.size - start)
-        x, y, product = a[:length], b[:length], c[:length]
-        np.copyto(x, own[start : start + length])
-        np.copyto(y, total[start : start + length])
-        for k, (left, right) in enumerate(((x, y), (x, x), (y, y))):
-            np.multiply(left, right, out=product)
-            sums[k] += float(np.add.reduce(product))
-    return ComponentDots(*sums)
+    sums = DotSums()
+    for start in range(0, max(own.size, total.size), BLOCK):
+        sums.add(own[start : start + BLOCK], total[start : start + BLOCK])
+    return sums.result()
 
 
 def inner(dots: Iterable[ComponentDots], bound: float) -> float:

@@ -1,24 +1,29 @@
 """The global components that an institution owns: fetched once, then followed by applying each opened sum itself.
 
-One model down per round: the opened sum. w(t+1) is computed here and held against the coordinator's word (rule 6).
+One model down per round: the opened sum. w(t+1) is computed here, block by block as the sum comes in and in the place
+of w(t), and held against the coordinator's word (rule 6). Until that holds, the component counts as not there: a stream
+that breaks off for good, a wrong sum or a crash leave nothing that is believed, and it is fetched again by digest.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from federation.fixed_point import ModelEncoding, decode_weight_sum, mean_trajectory
+from federation.fixed_point import ModelEncoding, ModelWords, decode_weight_sum, mean_trajectory, read_weight
 from federation.layout import Layout
 from federation.plan import Plan
+from federation.proximity import BLOCK, ComponentDots, DotSums
 from federation.rounds import ComponentDigests, RoundError
-from federation.server_optimisers import apply, initial_value, state_slots
+from federation.server_optimisers import ServerOptimiserSettings, apply, initial_value, state_slots
 from federation.settings import optimiser_settings
 from institution_node.memory import RunMemory
+from institution_node.model_files import ModelShelf, ModelVector, digest_of
+from institution_node.updates import Update
 from security.secure_sum.errors import TranscriptError
 
 Float32 = npt.NDArray[np.float32]
@@ -28,7 +33,15 @@ class Library(Protocol):
     """Content of the run by digest, checked against it."""
 
     def fetch(self, digest: str) -> bytearray:
-        """A buffer that is the caller's to keep."""
+        """Whole, in a buffer that is shared with later callers: do not change it."""
+        ...
+
+    def peek(self, digest: str, length: int, offset: int) -> bytes:
+        """The rest from `offset` on, of content of `length` bytes. NOT checked: for what is streamed whole later."""
+        ...
+
+    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
+        """Passes content of `length` bytes on in order, a piece at a time; checked once all of it was passed on."""
         ...
 
 
@@ -40,18 +53,27 @@ class GlobalModel:
         made: its layout.
         components: those that are summed and owned here.
         library: where content is fetched by digest.
+        shelf: where vectors rest.
     """
 
-    def __init__(self, plan: Plan, made: Layout, components: tuple[str, ...], library: Library) -> None:
+    def __init__(
+        self, plan: Plan, made: Layout, components: tuple[str, ...], library: Library, shelf: ModelShelf
+    ) -> None:
         self._seed = plan.seed
         self._warm = bool(plan.initial_model)
         self._optimiser = optimiser_settings(plan)
         self._layout = made
         self._library = library
-        self._components = components
-        self.weights: dict[str, Float32] = {}
-        self._slots: dict[str, dict[str, Float32]] = {}
-        self._now: dict[str, ComponentDigests] = {}
+        self._shelf = shelf
+        self.components = components
+        self._kept: dict[str, _Kept] = {}
+        self._wanted: dict[str, ComponentDigests] = {}
+        self._round = -1
+
+    @property
+    def weights(self) -> dict[str, Float32]:
+        """Component to float32[size], read-only: w(t), or w(t+1) once the sum was followed. After `load`."""
+        return {name: kept.weights.array() for name, kept in self._kept.items()}
 
     def load(self, round_: int, states: Mapping[str, ComponentDigests], memory: RunMemory) -> None:
         """Makes w(t) what the round's opening names: kept, made from the plan's seed, or fetched.
@@ -59,85 +81,197 @@ class GlobalModel:
         Raises:
             TranscriptError: it is not the model that this institution itself arrived at.
             RoundError: it is not of the plan's shape.
+            StorageFullError: the disk has no room for the model; nothing was begun.
         """
-        for name in self._components:
+        for name in self.components:
             if set(states[name].slots) != set(state_slots(self._optimiser.kind)):
                 raise RoundError(f"the server optimiser's state of {name} is not the plan's.")
         behind = memory.known_round >= 0 and round_ == memory.known_round + 1
-        for name in self._components:
-            state = states[name]
-            if behind and memory.known.get(name) != state.weights:
+        for name in self.components:
+            if behind and memory.known.get(name) != states[name].weights:
                 raise TranscriptError(
                     f"w(t) of {name} is not what the round before gave here.",
                     remedy="The coordinator shows another model, or was restored from an old state.",
                 )
-            if self._now.get(name) == state:
-                continue
-            if round_ == 1 and not self._warm:
-                self._start(name, state)
-            else:
-                self.weights[name] = self._fetch(state.weights, name)
-                self._slots[name] = {slot: self._fetch(d, name) for slot, d in state.slots.items()}
-            self._now[name] = state
+        self._wanted, self._round = {name: states[name] for name in self.components}, round_
+        for name in self.components:  # room for all of them before anything is fetched
+            if name not in self._kept:
+                self._kept[name] = _Kept(self._shelf, name, self._layout.components[name].size, self._optimiser)
+        for name in self.components:
+            self._ready(name)
 
-    def _start(self, name: str, state: ComponentDigests) -> None:
-        weights = self._layout.components[name].initial(self._seed)
-        if _digest(weights) != state.weights:
+    def _ready(self, name: str) -> _Kept:
+        """The component as the round's opening names it."""
+        kept, state = self._kept[name], self._wanted[name]
+        if kept.now == state:
+            return kept
+        kept.now = None
+        pairs = [(kept.weights, state.weights), *((kept.slots[slot], d) for slot, d in state.slots.items())]
+        # Once: what an earlier process left may be what is wanted; what this one spoilt is not.
+        missing = [(v, d) for v, d in pairs if not (kept.untried and v.found and digest_of(v) == d)]
+        kept.untried = False
+        if missing and self._round == 1 and not self._warm:
+            self._start(name, kept, state)
+        else:
+            for vector, digest in missing:
+                self._fetch(vector, digest)
+        kept.now = state
+        return kept
+
+    def _start(self, name: str, kept: _Kept, state: ComponentDigests) -> None:
+        hashed, start = hashlib.sha256(), 0
+        for block in self._layout.components[name].initial_blocks(self._seed, BLOCK):
+            hashed.update(block.data)
+            kept.weights.put(start, block)
+            start += len(block)
+        if hashed.hexdigest() != state.weights:
             raise TranscriptError(
                 f"w(0) of {name} is not what the plan's seed gives.",
                 remedy="The coordinator starts from another model than the plan says.",
             )
-        self.weights[name] = weights
-        self._slots[name] = {
-            slot: np.full(len(weights), initial_value(self._optimiser, slot), np.float32)
-            for slot in state_slots(self._optimiser.kind)
-        }
+        for slot, vector in kept.slots.items():
+            vector.fill(initial_value(self._optimiser, slot))
 
-    def _fetch(self, digest: str, name: str) -> Float32:
-        return self._read(digest, name, self._layout.components[name].size).copy().view(np.float32)
-
-    def _read(self, digest: str, name: str, words: int) -> npt.NDArray[np.uint32]:
-        data = self._library.fetch(digest)
-        if len(data) != 4 * words:
-            raise RoundError(f"the coordinator's {name} has not the plan's size.")
-        return np.frombuffer(data, np.dtype("<u4"))
+    def _fetch(self, vector: ModelVector, digest: str) -> None:
+        blocks = _Blocks(np.dtype("<f4"), vector.put)
+        self._library.stream(digest, 4 * vector.size, blocks.take)
+        blocks.end()
 
     def advance(
-        self, name: str, words: str, encoding: ModelEncoding, expected: ComponentDigests
-    ) -> tuple[float, Float32]:
-        """w(t+1) from the opened sum of one component.
+        self, name: str, words: str, encoding: ModelEncoding, expected: ComponentDigests, own: Update | None = None
+    ) -> tuple[float, ComponentDots | None]:
+        """w(t+1) from the opened sum of one component, in the place of w(t).
 
         Args:
             name: the component.
             words: digest of its opened words.
             encoding: of the component.
             expected: what the coordinator says w(t+1) is.
+            own: δ_i as it was encoded; None: this institution has none.
 
         Returns:
-            Σα and δ_G, float32[size].
+            Σα, and how δ_i lies to δ_G.
 
         Raises:
             TranscriptError: w(t+1) is not the coordinator's.
+            ContentMismatchError: the sum that came is not what its digest promises.
         """
-        opened = self._read(words, name, self._layout.components[name].size + 1)
-        weight = int(opened[-1])
-        mean = np.empty(len(opened) - 1, np.float32)
-        mean_trajectory(opened[:-1], weight, encoding, mean)
-        apply(self._optimiser, self.weights[name], mean, self._slots[name])
-        slots = {slot: _digest(values) for slot, values in self._slots[name].items()}
-        if ComponentDigests(_digest(self.weights[name]), slots) != expected:
-            self._now.pop(name, None)
+        kept = self._ready(name)
+        kept.now = None  # from here on it is neither w(t) nor w(t+1), whatever happens
+        type_, size = encoding.word_type, kept.weights.size
+        length = type_.itemsize * (size + encoding.weight_words)
+        # Σα comes last and is needed first: here it is only said, in its place in the stream it counts.
+        tail: npt.NDArray[Any] = np.frombuffer(self._library.peek(words, length, type_.itemsize * size), type_)
+        weight = read_weight(tail, encoding)
+        total = decode_weight_sum(weight, encoding)
+        step = _Step(kept, self._optimiser, weight, encoding, own)
+        blocks = _Blocks(type_, step.take)
+        self._library.stream(words, length, blocks.take)
+        blocks.end()
+        if step.reached != expected or step.tail != tail.tobytes():
             raise TranscriptError(
                 f"w(t+1) of {name} is not what the opened sum gives.",
                 remedy="The coordinator's model is not the federation's: do not go on with it.",
             )
-        self._now[name] = expected
-        return decode_weight_sum(weight, encoding), mean
+        kept.now = self._wanted[name] = expected
+        return total, step.dots
 
     def digests(self) -> dict[str, str]:
         """Digest of the weights of each component, as followed so far."""
-        return {name: state.weights for name, state in self._now.items()}
+        return {name: kept.now.weights for name, kept in self._kept.items() if kept.now is not None}
 
 
-def _digest(values: Float32) -> str:
-    return hashlib.sha256(values.data).hexdigest()
+class _Kept:
+    """One component at rest.
+
+    Attributes:
+        now: what it was found or computed to be; None: nothing that may be used.
+        untried: nobody looked yet at what an earlier process left.
+    """
+
+    def __init__(self, shelf: ModelShelf, name: str, size: int, optimiser: ServerOptimiserSettings) -> None:
+        self.weights = shelf.vector(name, size)
+        self.slots = {slot: shelf.vector(f"{name}.{slot}", size) for slot in state_slots(optimiser.kind)}
+        self.now: ComponentDigests | None = None
+        self.untried = True
+
+
+class _Blocks:
+    """Cuts a stream into blocks of `BLOCK` words, wherever the pieces of the stream end."""
+
+    def __init__(self, type_: np.dtype[Any], take: Callable[[int, npt.NDArray[Any]], None]) -> None:
+        self._take = take
+        self._words = np.empty(BLOCK, type_)
+        self._bytes = self._words.data.cast("B")
+        self._start = self._filled = 0
+
+    def take(self, piece: memoryview) -> None:
+        """The next bytes."""
+        while piece:
+            count = min(len(piece), len(self._bytes) - self._filled)
+            self._bytes[self._filled : self._filled + count] = piece[:count]
+            self._filled += count
+            piece = piece[count:]
+            if self._filled == len(self._bytes):
+                self.end()
+
+    def end(self) -> None:
+        """Passes on what is left."""
+        words = self._filled // self._words.itemsize
+        if words:
+            self._take(self._start, self._words[:words])
+        self._start, self._filled = self._start + words, 0
+
+
+class _Step:
+    """One server step over one component, a block of the opened sum at a time.
+
+    Attributes:
+        tail: the words of Σα, once everything was taken.
+    """
+
+    def __init__(
+        self,
+        kept: _Kept,
+        optimiser: ServerOptimiserSettings,
+        weight: int,
+        encoding: ModelEncoding,
+        own: Update | None,
+    ) -> None:
+        self._kept, self._optimiser, self._encoding, self._own = kept, optimiser, encoding, own
+        self._weight, self.tail = weight, b""
+        self._hashed = hashlib.sha256()
+        self._slots_hashed = {slot: hashlib.sha256() for slot in kept.slots}
+        self._sums = DotSums()
+        self._mean, self._delta = (np.empty(min(BLOCK, kept.weights.size), np.float32) for _ in range(2))
+
+    def take(self, start: int, words: ModelWords) -> None:
+        """Words from `start` on; the last ones of all are Σα."""
+        size = max(0, min(len(words), self._kept.weights.size - start))
+        self.tail += words[size:].tobytes()
+        if size == 0:
+            return
+        mean = mean_trajectory(words[:size], self._weight, self._encoding, self._mean[:size])
+        weights = self._kept.weights.block(start, size)
+        slots = {slot: vector.block(start, size) for slot, vector in self._kept.slots.items()}
+        apply(self._optimiser, weights, mean, slots)
+        self._hashed.update(weights.data)
+        self._kept.weights.put(start, weights)
+        for slot, values in slots.items():
+            self._slots_hashed[slot].update(values.data)
+            self._kept.slots[slot].put(start, values)
+        if self._own is not None:
+            delta = self._delta[:size]
+            self._own.read(start, delta)
+            self._sums.add(delta, mean)
+
+    @property
+    def reached(self) -> ComponentDigests:
+        """What w(t+1) and the optimiser's state came to."""
+        slots = {slot: hashed.hexdigest() for slot, hashed in self._slots_hashed.items()}
+        return ComponentDigests(self._hashed.hexdigest(), slots)
+
+    @property
+    def dots(self) -> ComponentDots | None:
+        """How δ_i lies to δ_G; None without a δ_i."""
+        return None if self._own is None else self._sums.result()

@@ -27,6 +27,7 @@ from institution_node.link import (
     LinkError,
     LinkWatcher,
     StoppedError,
+    wrong_length,
 )
 from security.errors import ConsiliumError
 from security.secure_sum.messages import UploadHeader
@@ -226,22 +227,58 @@ class GrpcLink:
 
     def download(self, run: bytes, digest: str) -> bytearray:
         """See CoordinatorLink."""
-        sha256 = hashlib.sha256()
-        content: bytearray | None = None
-        at, futile, broken = 0, 0, 0
-        while content is None or at < len(content):
+        content, at = bytearray(), 0
+
+        def announced(length: int) -> None:
+            nonlocal content
+            if length > LARGEST_CONTENT:
+                raise self._mismatch(f"content of {length} bytes is too large")
+            content = bytearray(length)
+
+        def take(piece: memoryview) -> None:
+            nonlocal at
+            content[at : at + len(piece)] = piece
+            at += len(piece)
+
+        self._pull(run, digest, 0, announced, take)
+        return content
+
+    def stream(
+        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
+    ) -> None:
+        """See CoordinatorLink."""
+
+        def announced(found: int) -> None:
+            if found != length:
+                raise wrong_length(length, found)
+
+        self._pull(run, digest, offset, announced, take)
+
+    def _pull(
+        self,
+        run: bytes,
+        digest: str,
+        at: int,
+        announced: Callable[[int], None],
+        take: Callable[[memoryview], object],
+    ) -> None:
+        """Content from byte `at` on, resumed until all of it was taken; from byte 0 it is checked."""
+        sha256 = hashlib.sha256() if at == 0 else None
+        length = -1
+        futile, broken = 0, 0
+        while length < 0 or at < length:
             before = at
             try:
                 for answer in self._chunks(run, digest, at):
-                    if content is None:
-                        if answer.length > LARGEST_CONTENT:
-                            raise self._mismatch(f"content of {answer.length} bytes is too large")
-                        content = bytearray(answer.length)
+                    if length < 0:
+                        announced(answer.length)
+                        length = answer.length
                     chunk = answer.chunk
-                    if at + len(chunk) > len(content):
+                    if at + len(chunk) > length:
                         raise self._mismatch("more bytes came than were announced")
-                    content[at : at + len(chunk)] = chunk
-                    sha256.update(chunk)
+                    take(memoryview(chunk))
+                    if sha256 is not None:
+                        sha256.update(chunk)
                     at += len(chunk)
                     self._watcher.received("downloads", len(chunk))
                 futile = futile + 1 if at == before else 0
@@ -250,9 +287,8 @@ class GrpcLink:
             except CoordinatorUnreachableError as error:
                 broken = broken + 1 if at == before else 1
                 self._wait_after(error, broken)
-        if sha256.hexdigest() != digest:
+        if sha256 is not None and sha256.hexdigest() != digest:
             raise self._mismatch("content has not the digest that was asked for")
-        return content
 
     def _chunks(self, run: bytes, digest: str, offset: int) -> Iterator[pb.DownloadResponse]:
         """The rest of a content. Within a stream the retrying is the caller's, who knows how far it came."""

@@ -1,11 +1,13 @@
-"""Content by digest, for the work of a round: fetched over the link once, not at every repeated directive."""
+"""Content by digest, for the work of a round: what is small is fetched over the link once, not at every repeated
+directive; what is large passes through and is not kept."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
-from institution_node.link import CoordinatorLink
+from institution_node.link import CoordinatorLink, wrong_length
 
 CAPACITY_BYTES: Final = 64 << 20
 """Of what is kept by default: the opened sum of a model of 10 million parameters, and some room."""
@@ -43,4 +45,37 @@ class LinkLibrary:
             while self._size > self._capacity:
                 _, oldest = self._kept.popitem(last=False)
                 self._size -= len(oldest)
+        return content
+
+    def peek(self, digest: str, length: int, offset: int) -> bytes:
+        """The rest from `offset` on, of content of `length` bytes. NOT checked, where it is large: only for what is
+        streamed as a whole later.
+
+        Raises:
+            RoundError: it has another length.
+            LinkError: it could not be fetched.
+        """
+        if length <= self._capacity:
+            return bytes(memoryview(self._whole(digest, length))[offset:])
+        rest = bytearray()
+        self._link.stream(self._run, digest, length, rest.extend, offset)
+        return bytes(rest)
+
+    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
+        """Passes content of `length` bytes on in order, a piece at a time. Large content is not held.
+
+        Raises:
+            RoundError: it has another length.
+            ContentMismatchError: what came is something else; what was passed on must not be used.
+            LinkError: it could not be fetched.
+        """
+        if length <= self._capacity:
+            take(memoryview(self._whole(digest, length)).toreadonly())
+        else:
+            self._link.stream(self._run, digest, length, take)
+
+    def _whole(self, digest: str, length: int) -> bytearray:
+        content = self.fetch(digest)
+        if len(content) != length:
+            raise wrong_length(length, len(content))
         return content

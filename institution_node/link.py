@@ -7,10 +7,12 @@ each may be repeated, and says the same again.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from consilium.v1 import service_pb2 as pb
 
+from federation.rounds import RoundError
 from security.errors import ConsiliumError, ProtocolError
 from security.secure_sum.upload import MaskedUpload
 
@@ -103,6 +105,32 @@ class CoordinatorLink(Protocol):
             ContentMismatchError: what came is something else.
         """
         ...
+
+    def stream(
+        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
+    ) -> None:
+        """Passes content on in order, a piece at a time, without holding it; goes on by itself where it was cut off.
+
+        Args:
+            run: digest of the plan.
+            digest: of the content.
+            length: bytes that the whole content must have.
+            take: told each piece; done with it when it returns.
+            offset: where to begin; from anywhere but 0, what is passed on is NOT checked against the digest.
+
+        Raises:
+            RoundError: it has another length; nothing was passed on.
+            ContentMismatchError: what came is something else; what was passed on must not be used.
+        """
+        ...
+
+
+def wrong_length(expected: int, length: int) -> RoundError:
+    """The error for content of another length than the plan's."""
+    return RoundError(
+        f"content has {length} bytes, and the plan's has {expected}.",
+        remedy="Coordinator and node must be of one release; tell the coordinator's operator if they are.",
+    )
 
 
 def verified(content: bytearray, digest: str) -> bytearray:

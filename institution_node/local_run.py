@@ -18,6 +18,7 @@ from federation.rounds import UPDATES, Cohorts, ComponentDigests, Figures, Round
 from institution_node.data import InstitutionData, split, split_each
 from institution_node.global_model import GlobalModel, Library
 from institution_node.memory import Memory
+from institution_node.model_files import ModelShelf
 from institution_node.noise import Charges
 from institution_node.prepared import Prepared
 from institution_node.recorder import Recorder
@@ -68,6 +69,7 @@ class LocalRun:
         ledger: privacy budget; None only where the plan has no differential privacy.
         recorder: told local figures.
         make_trainer: what trains; another one only in the bench.
+        shelf: where the global components rest; None: in memory.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class LocalRun:
         ledger: PrivacyLedger | None = None,
         recorder: Recorder | None = None,
         make_trainer: TrainerFactory = trainer_for,
+        shelf: ModelShelf | None = None,
     ) -> None:
         plan = Plan.from_bytes(plan_bytes)
         run = digest(plan_bytes)
@@ -100,6 +103,7 @@ class LocalRun:
             recorder or Recorder(),
         )
         self._data, self._device, self._make_trainer = data, device, make_trainer
+        self._shelf = shelf or ModelShelf()
         self._prepared: Prepared | None = None
         self._round: _Round | None = None
         remembered = self._context.recall()
@@ -217,7 +221,7 @@ class LocalRun:
         )
         summed = context.cohorts.summed(setup)
         owned = tuple(n for n in made.owned(context.institution) if n in summed)
-        model = GlobalModel(plan, made, owned, context.library)
+        model = GlobalModel(plan, made, owned, context.library, self._shelf)
         self._prepared = Prepared(context, setup, made, trainer, model)
         return self._prepared
 

@@ -41,17 +41,16 @@ class Prepared:
     @property
     def shared(self) -> frozenset[str]:
         """Summed components that this institution owns."""
-        return frozenset(self.model.weights)
+        return frozenset(self.model.components)
 
     def weights(self) -> dict[str, Float32]:
         """Every component that this institution owns, as it stands: global ones, and its private ones."""
-        private = self.context.recall().private
-        return {
-            name: self.model.weights[name]
-            if name in self.model.weights
-            else private.get(name, self.layout.components[name].initial(self.context.plan.seed))
-            for name in self.layout.owned(self.context.institution)
-        }
+        shared, private = self.model.weights, self.context.recall().private
+        weights: dict[str, Float32] = {}
+        for name in self.layout.owned(self.context.institution):
+            own = shared.get(name, private.get(name))
+            weights[name] = self.layout.components[name].initial(self.context.plan.seed) if own is None else own
+        return weights
 
     def alpha(self, component: str) -> float:
         """α_i = ñ_i / N_c (METHOD.md, "One round", step 4)."""

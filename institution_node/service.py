@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from institution_node.final_model import keep_final_model
 from institution_node.grpc_link import GrpcLink
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory
+from institution_node.model_files import ModelShelf
 from institution_node.node import Assignment, Node, run_until_stopped
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, load_policy
@@ -43,6 +45,7 @@ AUDIT_LOG: Final = "audit.jsonl"
 LEDGER: Final = "privacy-ledger.jsonl"
 RUNS: Final = "runs"
 MODELS: Final = "models"
+WEIGHTS: Final = "weights"
 
 _log = structlog.get_logger("consilium.node")
 
@@ -114,11 +117,26 @@ def local_work(config: NodeConfig) -> MakeWork:
                     config.state / LEDGER, limit_epsilon=limit, delta=a.plan.differential_privacy.delta
                 )
                 stack.callback(ledger.close)
+            shelf = stack.enter_context(closing(ModelShelf(weights_folder(config.state, a.run))))
             yield LocalRun(
-                a.plan_bytes, a.institution, a.data, a.library, a.memory, a.randomness, device, ledger, observer
+                a.plan_bytes,
+                a.institution,
+                a.data,
+                a.library,
+                a.memory,
+                a.randomness,
+                device,
+                ledger,
+                observer,
+                shelf=shelf,
             )
 
     return make
+
+
+def weights_folder(state: Path, run: bytes) -> Path:
+    """Where a run's large components rest while it goes on: at most those of one run are kept."""
+    return state / WEIGHTS / run.hex()
 
 
 def prepare_device(config: NodeConfig) -> str:
@@ -183,7 +201,7 @@ def serve(config: NodeConfig, *, accept_new_data: bool = False, make_work: MakeW
             randomness,
             lambda plan: load_patients(config, plan),
             lambda assignment: make(assignment, observer),
-            finish=lambda assignment, ended: _keep(config.state / MODELS, assignment, ended),
+            finish=lambda assignment, ended: _keep(config.state, assignment, ended),
             watcher=observer,
             accept_new_data=accept_new_data,
         )
@@ -235,6 +253,9 @@ class _NewestPolicy:
         return self._policy
 
 
-def _keep(folder: Path, assignment: Assignment, ended: pb.RunEnded) -> None:
-    written = keep_final_model(folder, assignment, ended)
-    _log.info("the final model is here", path=written)
+def _keep(state: Path, assignment: Assignment, ended: pb.RunEnded) -> None:
+    try:
+        written = keep_final_model(state / MODELS, assignment, ended)
+        _log.info("the final model is here", path=written)
+    finally:
+        shutil.rmtree(weights_folder(state, assignment.run), ignore_errors=True)

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from federation import statistics
 from federation.evaluation import confusion_counts, reliability_histogram, score_histograms
-from federation.statistic_words import StatisticsEncoding
 from federation.losses import LossSums
 from federation.plan import Plan
 from federation.settings import proximity_settings
+from federation.statistic_words import StatisticsEncoding
 from federation.statistics import LossRow, MetricRow
 from federation.temperature import nll_grid
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,41 +13,44 @@ import numpy.typing as npt
 from federation.layout import Layout
 from federation.plan import Plan
 from institution_node.errors import WeightsError
+from institution_node.updates import Update, as_update
 from security.privacy.randomness import Randomness
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Delta = TypeVar("Delta", bound=Float32 | Update, covariant=True)
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Generic[Delta]):
     """What a round of local training did.
 
     Attributes:
-        updates: component to float32[size], δ = w(K) − w(t), for every component that the institution owns.
+        updates: component to float32[size], δ = w(K) − w(t), for every component that the institution owns; or to what
+            makes it block by block, where it is too large to hold.
         mean_loss: mean over the steps of the batch losses, heads included; local knowledge, never sent. Over the
             steps with patients; NaN if there was none (empty Poisson batches).
         steps: K.
     """
 
-    updates: Mapping[str, Float32]
+    updates: Mapping[str, Delta]
     mean_loss: float
     steps: int
 
-    def checked(self, weights: Mapping[str, Float32]) -> dict[str, Float32]:
+    def checked(self, weights: Mapping[str, Float32]) -> dict[str, Update]:
         """The updates, if they are of exactly these components and sizes: one word fewer, and the weight behind them
         would stand in a parameter's place in everybody's sum.
 
         Raises:
             WeightsError: they are not.
         """
-        sizes = {name: vector.shape for name, vector in weights.items()}
-        if {name: delta.shape for name, delta in self.updates.items()} != sizes:
+        updates = {name: as_update(delta) for name, delta in self.updates.items()}
+        if {name: delta.size for name, delta in updates.items()} != {name: w.size for name, w in weights.items()}:
             raise WeightsError(
                 "the trainer returned updates of other components or sizes than it was given.",
                 remedy="Report this as a fault of the trainer; the node joins the next round.",
             )
-        return dict(self.updates)
+        return updates
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Trainer(Protocol):
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
-    ) -> Trajectory:
+    ) -> Trajectory[Float32 | Update]:
         """K local steps from `weights`."""
         ...
 

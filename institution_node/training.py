@@ -79,7 +79,7 @@ class LocalTrainer:
         step_factors: Mapping[str, float],
         learning_rate: float,
         rng: Randomness,
-    ) -> Trajectory:
+    ) -> Trajectory[Float32]:
         """Takes the plan's K steps from `weights`. The same arguments and a seeded `rng` give the same bits on one
         device.
 

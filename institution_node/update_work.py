@@ -11,12 +11,13 @@ from consilium.v1 import round_pb2 as pb
 
 from federation import names
 from federation.blending import advance, step_weights
-from federation.proximity import ComponentDots, component_dots
+from federation.proximity import ComponentDots
 from federation.rounds import ComponentDigests, Figures
 from federation.settings import blending_settings
-from institution_node.encoding import UpdateWords, clip_update
+from institution_node.encoding import UpdateWords
 from institution_node.prepared import Prepared, model_encoding
 from institution_node.schedule import learning_rate
+from institution_node.updates import ClippedUpdate, Update, as_array
 from security.secure_sum.errors import TranscriptError
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part, Sum
@@ -41,12 +42,13 @@ class UpdateWork:
     """
 
     def __init__(self, prepared: Prepared, number: int, figures: Figures) -> None:
-        self.updates: dict[str, Float32] = {}
+        self.updates: dict[str, Update] = {}
         self.clipped: dict[str, int] = {}
         self.dots: dict[str, ComponentDots] = {}
         self.shares: dict[str, float] = {}
         self._prepared, self._context = prepared, prepared.context
         self._number, self._figures = number, figures
+        self._encoded: dict[str, ClippedUpdate] = {}
         self._private: Mapping[str, Float32] = {}
 
     def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
@@ -56,10 +58,11 @@ class UpdateWork:
         recorder, plan = self._context.recorder, self._context.plan
         made: dict[str, WordSource] = {}
         for part in uploads:
-            delta = self.updates[part.name]
-            if part.name not in self.clipped:
-                self.clipped[part.name] = clip_update(delta, plan.secure_sum.clip)
-                recorder.updated(part.name, float(np.linalg.norm(delta)), self.clipped[part.name])
+            delta = self._encoded.get(part.name)
+            if delta is None:
+                delta = self._encoded[part.name] = ClippedUpdate(self.updates[part.name], plan.secure_sum.clip)
+                self.clipped[part.name] = delta.clipped
+                recorder.updated(part.name, delta.norm, delta.clipped)
             alpha = self._prepared.alpha(part.name)
             recorder.weighed(part.name, alpha)
             made[part.name] = UpdateWords(delta, alpha, model_encoding(plan, part))
@@ -78,9 +81,10 @@ class UpdateWork:
             raise TranscriptError("the opened updates and the components made of them are not the same.")
         for name in sorted(prepared.shared & set(words)):
             encoding = model_encoding(context.plan, which.part(name))
-            total, mean = prepared.model.advance(name, words[name], encoding, states[name])
-            if name in self.updates:
-                self.dots[name] = component_dots(self.updates[name], mean)
+            own = self._encoded.get(name, self.updates.get(name))
+            total, dots = prepared.model.advance(name, words[name], encoding, states[name], own)
+            if dots is not None:
+                self.dots[name] = dots
                 in_sum = context.institution in listed.alive
                 self.shares[name] = min(1.0, prepared.alpha(name) / total) if in_sum else 0.0
         # Private components follow their own round, which stands once the others' is open.
@@ -102,7 +106,9 @@ class UpdateWork:
         trajectory = prepared.trainer.train(weights, factors, eta, context.randomness.child(f"round/{self._number}"))
         context.recorder.trained(self._number, 0.0, trajectory.mean_loss, factors)
         self.updates = trajectory.checked(weights)
-        self._private = {n: weights[n] + delta for n, delta in self.updates.items() if n not in prepared.shared}
+        self._private = {
+            name: weights[name] + as_array(delta) for name, delta in self.updates.items() if name not in prepared.shared
+        }
 
     def _step_factors(self) -> dict[str, float]:
         """κ·v of each component (METHOD.md, "DGB")."""

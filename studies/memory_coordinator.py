@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from consilium.v1 import service_pb2 as pb
@@ -16,7 +17,7 @@ from federation.fixed_point import WeightError
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import Plan
 from federation.rounds import digest
-from institution_node.link import verified
+from institution_node.link import verified, wrong_length
 from security.secure_sum.messages import Signed
 from security.secure_sum.upload import MaskedUpload
 
@@ -138,3 +139,15 @@ class MemoryLink:
         reader.read_into(0, memoryview(data))
         self._run.traffic["down"] += len(data)
         return verified(data, digest)
+
+    def stream(
+        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
+    ) -> None:
+        """See CoordinatorLink."""
+        reader = self._coordinator.content.open(digest)
+        if reader.length != length:
+            raise wrong_length(length, reader.length)
+        data = bytearray(length - offset)
+        reader.read_into(offset, memoryview(data))
+        self._run.traffic["down"] += len(data)
+        take(memoryview(data if offset else verified(data, digest)))

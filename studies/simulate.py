@@ -23,6 +23,7 @@ from federation.plan import Plan
 from federation.rounds import ComponentDigests
 from federation.tables import RawTable
 from institution_node.data import InstitutionData
+from institution_node.library import LinkLibrary
 from institution_node.local_run import LocalRun
 from institution_node.memory import RunMemory
 from institution_node.session import Session, Watcher
@@ -116,7 +117,7 @@ def simulate(
     for name in plan.roster:
         link, memory = MemoryLink(coordinator, name), StudyMemory()
         randomness = institution_randomness(seed, name)
-        library = _Library(link, coordinator.run.id)
+        library = LinkLibrary(link, coordinator.run.id, capacity=0)
         work = LocalRun(plan_bytes, name, institution_data(shards[name], plan), library, memory, randomness)
         session = Session(
             plan_bytes, name, identities[name], randomness.child("secure-sum"), memory, work, watcher=_Strict(name)
@@ -182,16 +183,6 @@ class StudyMemory:
 
     def save(self, run: str, memory: RunMemory) -> None:
         self._runs[run] = memory
-
-
-class _Library:
-    """Content over the link."""
-
-    def __init__(self, link: MemoryLink, run: bytes) -> None:
-        self._link, self._run = link, run
-
-    def fetch(self, digest: str) -> bytearray:
-        return self._link.download(self._run, digest)
 
 
 class _Strict(Watcher):

@@ -22,11 +22,13 @@ from federation import plan_check
 from federation.plan import Plan
 from federation.tables import RawTable
 from institution_node.data import InstitutionData
+from institution_node.library import LinkLibrary
 from institution_node.link import CoordinatorLink
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory, Memory, RunMemory
 from institution_node.recorder import Recorder
 from institution_node.session import Session, Watcher
+from institution_node.updates import as_array
 from security.errors import ConsiliumError
 from security.privacy.ledger import PrivacyLedger
 from security.privacy.randomness import Randomness, SeededRandomness
@@ -104,14 +106,11 @@ class DictMemory:
         self.kept[run] = memory
 
 
-class LinkContent:
+class LinkContent(LinkLibrary):
     """Content by digest, straight over a link."""
 
     def __init__(self, link: CoordinatorLink, run: bytes) -> None:
-        self._link, self._run = link, run
-
-    def fetch(self, digest: str) -> bytearray:
-        return self._link.download(self._run, digest)
+        super().__init__(link, run, capacity=0)
 
 
 @dataclass
@@ -203,7 +202,7 @@ class RecordingRun(LocalRun):
                 assert self._prepared is not None
                 kept.alphas[part.name] = self._prepared.alpha(part.name)
         if state.updates is not None and which.name == "updates":
-            kept.updates = {name: delta.copy() for name, delta in state.updates.updates.items()}
+            kept.updates = {name: as_array(delta) for name, delta in state.updates.updates.items()}
         return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from consilium.v1 import service_pb2 as pb
@@ -419,7 +420,7 @@ def test_the_shown_list_of_round_0_is_durable_because_that_round_cannot_be_burnt
 
 
 def test_a_round_that_nobody_can_train_ends_the_run_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverges(self: LocalTrainer, *arguments: object) -> Trajectory:
+    def diverges(self: LocalTrainer, *arguments: object) -> Trajectory[Any]:
         raise NonFiniteTrainingError("the loss is not finite.")
 
     monkeypatch.setattr(LocalTrainer, "train", diverges)

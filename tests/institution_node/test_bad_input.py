@@ -174,12 +174,12 @@ class Broken:
         step_factors: Mapping[str, float],
         learning_rate: float,
         rng: Randomness,
-    ) -> Trajectory:
+    ) -> Trajectory[Any]:
         made = self._inner.train(weights, step_factors, learning_rate, rng)
         self._left -= 1
         if self._left != 0:
             return made
-        updates = dict(made.updates)
+        updates: dict[str, Any] = dict(made.updates)
         self._damage(updates)
         return Trajectory(updates, made.mean_loss, made.steps)
 

@@ -114,6 +114,11 @@ class ScriptedLink:
     def download(self, run: bytes, digest: str) -> bytearray:
         raise CoordinatorRefusalError("unknown-content")
 
+    def stream(
+        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
+    ) -> None:
+        raise CoordinatorRefusalError("unknown-content")
+
 
 class Ears(NodeWatcher):
     """Writes down what it hears."""

@@ -129,7 +129,7 @@ def test_step_factors_scale_the_noise_too() -> None:
     assert np.array_equal(two.updates["encoder/image"], one.updates["encoder/image"])
 
 
-def updates_of(done: Trajectory) -> Vector:
+def updates_of(done: Trajectory[Any]) -> Vector:
     return np.concatenate(list(done.updates.values())).astype(np.float64)
 
 

@@ -140,7 +140,7 @@ class FollowingVectors(GeneratedVectors):
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
-    ) -> Trajectory:
+    ) -> Trajectory[Float32]:
         DOOM.at("training")
         return Trajectory({c: generated_update(self._institution, c, w) for c, w in weights.items()}, 0.0, 1)
 

@@ -12,7 +12,6 @@ from federation.plan import Plan
 from federation.rounds import Cohorts
 from federation.server_optimisers import apply
 from federation.settings import optimiser_settings
-from institution_node.encoding import clip_update
 from tests.processes.generating_node import generated_update
 from tests.processes.local import Bench, alive, records_of, states_of
 
@@ -50,7 +49,6 @@ def check_sums(bench: Bench, run: bytes, plan: Plan) -> int:
             for name in sorted(survivors & members):
                 alpha = patients[name] / setup.patients[cohort]
                 delta = generated_update(name, component, w)
-                clip_update(delta, secure.clip)
                 encode_update(delta, alpha, encoding, weight)
                 total[:-1] += weight
                 total[-1] += np.uint32(encode_weight(alpha, encoding))

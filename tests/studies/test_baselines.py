@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,12 @@ LONGER = {"rounds": 6, "local_steps": 10}
 
 class _NoLibrary:
     def fetch(self, digest: str) -> bytearray:
+        raise AssertionError(digest)
+
+    def peek(self, digest: str, length: int, offset: int) -> bytes:
+        raise AssertionError(digest)
+
+    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
         raise AssertionError(digest)
 
 
