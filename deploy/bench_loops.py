@@ -16,6 +16,7 @@ from deploy.bench_rates import BLOCK, expander, hasher
 from federation.fixed_point import ModelEncoding
 from federation.in_memory import MemoryReader
 from institution_node.encoding import UpdateWords
+from institution_node.updates import ArrayUpdate
 from security.secure_sum.fold import fold
 from security.secure_sum.masks import Masker, SignedKey
 from security.secure_sum.messages import Signed
@@ -62,8 +63,7 @@ def upload_to_floor() -> float:
     keystreams and one hash."""
     rng = np.random.default_rng(1)
     delta = rng.standard_normal(WORDS - 1, np.float32) * np.float32(0.01)
-    delta.setflags(write=False)
-    source = UpdateWords(delta, 0.1, ModelEncoding(0.1, 1.0, INSTITUTIONS))
+    source = UpdateWords(ArrayUpdate(delta), 0.1, ModelEncoding(0.1, 1.0, INSTITUTIONS))
     segments = [Segment(_part(), source, Masker(_keys(INSTITUTIONS)))]
 
     def upload() -> None:
