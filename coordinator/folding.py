@@ -26,10 +26,14 @@ STEP: Final = 1 << 18
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What turns the opened updates of a component into its next weights."""
+    """What turns the opened updates of a component into its next weights.
 
-    clip: float
-    headroom: float
+    Attributes:
+        encodings: component to how its words are read.
+        optimiser: the server's.
+    """
+
+    encodings: Mapping[str, ModelEncoding]
     optimiser: ServerOptimiserSettings
 
 
@@ -91,8 +95,8 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
     if job.settings is not None:
         for opening in job.openings:
             name = opening.part.name
-            contributors = len(opening.part.contributors)
-            components[name] = _advance(content, words[name], job.weights[name], job.settings, contributors)
+            encoding, optimiser = job.settings.encodings[name], job.settings.optimiser
+            components[name] = _advance(content, words[name], job.weights[name], encoding, optimiser)
     if job.first is not None:
         alive = frozenset(i for opening in job.openings for i in opening.alive)
         patients = {name: read_words(content, digest) for name, digest in words.items()}
@@ -109,10 +113,13 @@ def read_words(content: ContentStore, digest: str) -> npt.NDArray[np.uint64]:
 
 
 def _advance(
-    content: ContentStore, words: str, current: ComponentDigests, settings: UpdateSettings, contributors: int
+    content: ContentStore,
+    words: str,
+    current: ComponentDigests,
+    encoding: ModelEncoding,
+    optimiser: ServerOptimiserSettings,
 ) -> ComponentDigests:
     """w(t+1) = ServerOpt(w(t), δ_G), a block at a time (METHOD.md, "One round", step 4)."""
-    encoding = ModelEncoding(settings.clip, settings.headroom, contributors)
     type_ = encoding.word_type
     opened, weights = content.open(words), content.open(current.weights)
     slots = {slot: content.open(digest) for slot, digest in current.slots.items()}
@@ -133,7 +140,7 @@ def _advance(
                 reader.read_into(4 * start, states[slot][:count].data)
             mean_trajectory(delta[:count], weight, encoding, mean[:count])
             now = {slot: values[:count] for slot, values in states.items()}
-            apply(settings.optimiser, w[:count], mean[:count], now)
+            apply(optimiser, w[:count], mean[:count], now)
             writers[""].write(w[:count].data)
             for slot, values in now.items():
                 writers[slot].write(values.data)

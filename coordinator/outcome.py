@@ -15,7 +15,7 @@ from coordinator.state import RunState
 from federation.feature_sums import FEATURE_SUMS
 from federation.plan import Evaluation, Plan
 from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
-from federation.settings import optimiser_settings
+from federation.settings import model_encoding, optimiser_settings
 from federation.setup import FeatureSums, feature_sum, patients_of
 from federation.vectors import ContentStore, Spool, UploadKey
 from security.secure_sum.aggregator import Aggregator
@@ -166,7 +166,7 @@ def fold_job(
             offset += part.bytes
     settings = None
     if name == UPDATES:
-        s = plan.secure_sum
-        settings = UpdateSettings(s.clip, s.headroom, optimiser_settings(plan))
+        encodings = {o.part.name: model_encoding(plan, len(o.part.contributors)) for o in openings}
+        settings = UpdateSettings(encodings, optimiser_settings(plan))
     first = outcome.first_model() if name == WEIGHTS else None
     return FoldJob(name, openings, uploads, offsets, state.components, settings, first)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,7 @@ class ModelEncoding:
     clip: float
     headroom: float
     contributors: int
-    bits: int = 32
+    bits: Literal[16, 32] = 32
 
     def __post_init__(self) -> None:
         check_positive(self.clip, "clip")

@@ -13,11 +13,12 @@ from typing import Final, cast
 
 from pydantic import BaseModel
 
-from federation.fixed_point import ModelEncoding, prove_no_wrap
+from federation.fixed_point import prove_no_wrap
 from federation.names import NAME_PATTERN
 from federation.plan import Column, Plan
 from federation.plan_problems import Path, PlanError, Problem
 from federation.plan_tables import Range
+from federation.settings import model_encoding
 from security.errors import ConfigurationError
 from security.signing import parse_public_key_text, public_key_text
 
@@ -236,8 +237,7 @@ def _secure_sum(plan: Plan) -> Iterator[Problem]:
             f"The most common modality has {max(holders)}: add institutions, or lower k_min where allowed.",
         )
     try:
-        encoding = ModelEncoding(settings.clip, settings.headroom, max(1, n))
-        prove_no_wrap(encoding, LARGEST_WEIGHT_SUM)
+        prove_no_wrap(model_encoding(plan, max(1, n)), LARGEST_WEIGHT_SUM)
     except ConfigurationError as error:
         yield Problem(("secure_sum", "headroom"), error.message, error.remedy)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from federation.fixed_point import ModelEncoding
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan, digest
+from federation.settings import model_encoding
 
 
 def describe(plan: Plan) -> str:
@@ -54,7 +54,7 @@ def _fate(component: Component) -> str:
 
 def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
     settings, n = plan.secure_sum, len(plan.institutions)
-    encoding = ModelEncoding(settings.clip, settings.headroom, n)
+    encoding = model_encoding(plan, n)
     shared = [name for name, each in parts.components.items() if each.shared]
     floor = settings.k_min
     losses = [subset for subset, holders in parts.subsets.items() if len(holders) >= floor]
@@ -70,17 +70,19 @@ def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
     if kept:
         yield f"             too few institutions, kept local: {', '.join(kept)}"
     yield (
-        f"  ring       mod 2^32, clip ±{settings.clip:g}, headroom {settings.headroom:g}: "
+        f"  ring       mod 2^{encoding.bits}, clip ±{settings.clip:g}, headroom {settings.headroom:g}: "
         f"scale {encoding.scale:.6g}, one step is {1 / encoding.scale:.3g}"
     )
-    uploads = {name: _upload(parts, name) for name in plan.roster}
+    uploads = {name: encoding.bits // 8 * _sent(parts, name) for name in plan.roster}
     most = max(uploads, key=lambda name: uploads[name])
-    yield f"  bytes      up to {uploads[most]:,} a round from one institution ({most}), 4 a parameter, plus keys"
+    each = encoding.bits // 8
+    yield f"  bytes      up to {uploads[most]:,} a round from one institution ({most}), {each} a parameter, plus keys"
 
 
-def _upload(parts: Layout, institution: str) -> int:
+def _sent(parts: Layout, institution: str) -> int:
+    """Parameters that an institution uploads in a round."""
     owned = (parts.components[name] for name in parts.owned(institution))
-    return 4 * sum(component.size for component in owned if component.shared)
+    return sum(component.size for component in owned if component.shared)
 
 
 def _privacy(plan: Plan) -> Iterator[str]:

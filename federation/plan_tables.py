@@ -151,6 +151,13 @@ class SecureSumSettings(PlanTable):
             "signed and logged, or not signed."
         ),
     ] = "log"
+    half_words: Annotated[
+        bool,
+        about(
+            "16 bits a parameter on the wire instead of 32: half the bytes. What is summed is rounded at random, "
+            "without bias, to a multiple of about clip / 2^15, so set `clip` to the range that updates really have."
+        ),
+    ] = False
 
 
 class Training(PlanTable):

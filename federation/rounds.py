@@ -21,6 +21,7 @@ from federation import names, statistics
 from federation.feature_sums import FEATURE_SUMS, vector_length
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan
+from federation.settings import model_encoding
 from security.errors import ProtocolError
 from security.secure_sum.derive import digest_of
 from security.secure_sum.messages import SurvivorList
@@ -215,7 +216,11 @@ class Cohorts:
         """
         floor, present = self.plan.secure_sum.k_min, setup.institutions
         summed = self.summed(setup)
-        updates = tuple(Part(name, 32, sizes[name] + 1, members) for name, members in summed.items())
+        how = {name: model_encoding(self.plan, len(members)) for name, members in summed.items()}
+        updates = tuple(
+            Part(name, how[name].bits, sizes[name] + how[name].weight_words, members)
+            for name, members in summed.items()
+        )
         classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
         # All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.
         weight = "" if self.plan.proximity.kind == "cosine" else "proximity"

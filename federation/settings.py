@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from federation.blending import BlendingSettings
+from federation.fixed_point import ModelEncoding
 from federation.plan import Plan
 from federation.proximity import ProximitySettings
 from federation.server_optimisers import ServerOptimiserSettings
@@ -30,6 +31,17 @@ def blending_settings(plan: Plan) -> BlendingSettings:
 def proximity_settings(plan: Plan) -> ProximitySettings:
     """PCW as the plan has it."""
     return ProximitySettings(plan.proximity.kind, plan.proximity.floor, plan.proximity.bound)
+
+
+def model_encoding(plan: Plan, contributors: int) -> ModelEncoding:
+    """How trajectories of a component become words, as the plan has it.
+
+    Args:
+        plan: the plan.
+        contributors: the most institutions whose words are added.
+    """
+    s = plan.secure_sum
+    return ModelEncoding(s.clip, s.headroom, contributors, 16 if s.half_words else 32)
 
 
 def optimiser_settings(plan: Plan) -> ServerOptimiserSettings:

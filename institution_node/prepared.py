@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from federation.fixed_point import ModelEncoding
 from federation.layout import Layout
-from federation.plan import Plan
 from federation.rounds import Cohorts, Setup
 from institution_node.global_model import GlobalModel
 from institution_node.run_context import RunContext
 from institution_node.trainer import Trainer
 from security.errors import ConfigurationError
-from security.secure_sum.spec import Part
 
 Float32 = npt.NDArray[np.float32]
 
@@ -59,9 +56,3 @@ class Prepared:
         if cohort is None:
             raise ConfigurationError(f"the patients of the owners of {component} are not summed in this run.")
         return self.context.share(self.setup.patients, cohort)
-
-
-def model_encoding(plan: Plan, part: Part) -> ModelEncoding:
-    """How a trajectory becomes the words of a part."""
-    s = plan.secure_sum
-    return ModelEncoding(s.clip, s.headroom, len(part.contributors))

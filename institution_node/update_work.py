@@ -13,11 +13,12 @@ from federation import names
 from federation.blending import advance, step_weights
 from federation.proximity import ComponentDots
 from federation.rounds import ComponentDigests, Figures
-from federation.settings import blending_settings
+from federation.settings import blending_settings, model_encoding
 from institution_node.encoding import UpdateWords
-from institution_node.prepared import Prepared, model_encoding
+from institution_node.prepared import Prepared
 from institution_node.schedule import learning_rate
 from institution_node.updates import ClippedUpdate, Update, as_array
+from security.privacy.positioned_bits import PositionedBits
 from security.secure_sum.errors import TranscriptError
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part, Sum
@@ -65,7 +66,9 @@ class UpdateWork:
                 recorder.updated(part.name, delta.norm, delta.clipped)
             alpha = self._prepared.alpha(part.name)
             recorder.weighed(part.name, alpha)
-            made[part.name] = UpdateWords(delta, alpha, model_encoding(plan, part))
+            encoding = model_encoding(plan, len(part.contributors))
+            rounding = self._rounding(part.name) if encoding.bits == 16 else None
+            made[part.name] = UpdateWords(delta, alpha, encoding, rounding)
         return made
 
     def take(self, which: Sum, opened: pb.OpenedSum, listed: SurvivorList) -> None:
@@ -80,7 +83,7 @@ class UpdateWork:
         if set(words) != set(states):
             raise TranscriptError("the opened updates and the components made of them are not the same.")
         for name in sorted(prepared.shared & set(words)):
-            encoding = model_encoding(context.plan, which.part(name))
+            encoding = model_encoding(context.plan, len(which.part(name).contributors))
             own = self._encoded.get(name, self.updates.get(name))
             total, dots = prepared.model.advance(name, words[name], encoding, states[name], own)
             if dots is not None:
@@ -93,6 +96,10 @@ class UpdateWork:
         if self._private:
             memory = replace(memory, private={**memory.private, **self._private})
         context.remember(memory)
+
+    def _rounding(self, component: str) -> PositionedBits:
+        """What rounds the words of one component in this round, drawn by this institution alone."""
+        return PositionedBits(self._context.randomness.child(f"rounding/{self._number}/{component}").bytes(32))
 
     def _train(self) -> None:
         context, prepared = self._context, self._prepared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_weights_keep_the_precision_of_31_bits(encoding: fp.ModelEncoding, parts
 
 
 @pytest.mark.parametrize("bits", [16, 32])
-def test_the_mean_is_the_same_in_both_rings_but_for_rounding(bits: int) -> None:
+def test_the_mean_is_the_same_in_both_rings_but_for_rounding(bits: Literal[16, 32]) -> None:
     rng = np.random.default_rng(bits)
     encoding = fp.ModelEncoding(clip=0.25, headroom=1.0, contributors=3, bits=bits)
     deltas = [rng.uniform(-0.25, 0.25, 50).astype(np.float32) for _ in range(3)]
@@ -202,4 +203,4 @@ def test_mistakes_are_refused() -> None:
         fp.read_weight(np.zeros(1, np.uint16), encoding)
     for contributors, bits in ((3, 8), (3, 64), (half_words.MOST_CONTRIBUTORS + 1, 16)):
         with pytest.raises(ConfigurationError):
-            fp.ModelEncoding(1.0, 1.0, contributors, bits)
+            fp.ModelEncoding(1.0, 1.0, contributors, bits)  # type: ignore[arg-type] # that is the point

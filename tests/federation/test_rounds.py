@@ -7,24 +7,34 @@ import json
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from consilium.v1 import round_pb2, service_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation import names
-from federation.fixed_point import ModelEncoding, encode_update, encode_weight, mean_trajectory
+from federation.fixed_point import ModelEncoding, ModelWords, encode_weight, mean_trajectory
 from federation.plan_presets import PRESETS
 from federation.server_optimisers import apply, initial_value, state_slots
-from federation.settings import optimiser_settings
+from federation.settings import model_encoding, optimiser_settings
 from federation.statistics import count_encoding, decode, loss_encoding
-from tests.small_federation import SmallFederation, finished, small_plan
+from tests.small_federation import Encoded, SmallFederation, finished, small_plan
 
 
 def alive(federation: SmallFederation, round_: int, sum_name: str) -> list[str]:
     """Survivors of a sum, by the coordinator's record."""
     record = next(r for r in map(json.loads, federation.run.records()) if r["round"] == round_)
     return list(record["sums"][sum_name]["alive"])
+
+
+def plaintext_words(kept: Encoded, name: str, how: ModelEncoding) -> npt.NDArray[np.int64]:
+    """α·δ in fixed point as it was masked; all but a stochastic rounding follows from δ and α."""
+    size = len(kept.updates[name])
+    sent = kept.words[name][:size].view(f"i{how.bits // 8}").astype(np.int64)
+    fine = np.rint(kept.updates[name].astype(np.float64) * (kept.alphas[name] * how.scale * how.fine))
+    assert np.all(np.abs(sent * how.fine - fine) < how.fine)
+    return sent
 
 
 def plaintext(federation: SmallFederation, rounds: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -42,19 +52,19 @@ def plaintext(federation: SmallFederation, rounds: int) -> tuple[dict[str, Any],
     for number in range(1, rounds + 1):
         here = alive(federation, number, "updates")
         for name, cohort in owners.items():
-            how = ModelEncoding(plan.secure_sum.clip, plan.secure_sum.headroom, len(cohort))
+            how = model_encoding(plan, len(cohort))
             survivors = [i for i in here if i in cohort]
             uploaded = [i for i in survivors if name in federation.recorded[i][number, "updates"].words]
             if len(uploaded) < plan.secure_sum.k_min:
                 continue
-            total, weight = np.zeros(len(weights[name]), np.uint32), 0
+            size = len(weights[name])
+            total, weight = np.zeros(size, np.int64), 0
             for i in uploaded:
                 kept = federation.recorded[i][number, "updates"]
-                words = np.empty_like(total)
-                encode_update(kept.updates[name], kept.alphas[name], how, words)
-                total += words
+                total += plaintext_words(kept, name, how)
                 weight += encode_weight(kept.alphas[name], how)
-            mean = mean_trajectory(total, weight % 2**32, how, np.empty(len(total), np.float32))
+            ring: ModelWords = total.astype(how.word_type)  # type: ignore[assignment]  # of one type or the other
+            mean = mean_trajectory(ring, weight, how, np.empty(size, np.float32))
             apply(chosen, weights[name], mean, slots[name])
     return weights, slots
 
@@ -92,14 +102,52 @@ def test_published_model_and_optimiser_state_are_the_plaintext_ones(kind: str) -
     check_alphas(federation)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(gone=st.lists(st.tuples(st.sampled_from([1, 2]), st.integers(0, 6)), max_size=3, unique=True))
-def test_any_survivors_give_their_plaintext_mean(gone: list[tuple[int, int]]) -> None:
+def test_half_words_halve_the_bytes_and_leave_the_model_exact() -> None:
+    """Against 32 bits: the same plaintext sum rule, half the bytes, a model that differs by the rounding alone."""
+    settings_ = {"clip": 0.25}
+    whole = finished(small_plan(7, rounds=1, secure_sum=settings_))
+    half = finished(small_plan(7, rounds=1, secure_sum={**settings_, "half_words": True}))
+    check_model(half, 1)
+    step = 1 / model_encoding(half.plan, 7).scale
+    sizes = {}
+    for name in whole.run.state.components:
+        ours, theirs = half.weights(name), whole.weights(name)
+        assert not np.array_equal(ours, theirs)
+        assert np.max(np.abs(ours - theirs)) < 7 * step
+        sizes[name] = ours.size
+    for federation, wide, weight_words in ((whole, 4, 1), (half, 2, 3)):
+        for institution in federation.plan.roster:
+            sent = {len(s.data) for s in federation.sent if (s.institution, s.kind) == (institution, "upload")}
+            owned = federation.run.cohorts.ownership.owned(institution)
+            assert sum(wide * (sizes[n] + weight_words) for n in owned if n in sizes) in sent
+
+
+def test_another_attempt_masks_the_same_half_words() -> None:
+    """What one upload rounded, any reading and any attempt of the round rounds alike (rule 8)."""
+    federation = finished(small_plan(7, rounds=1, secure_sum={"half_words": True}))
+    work = federation.works[federation.plan.roster[0]]
+    (sum_a,) = [s for s in work._current().sums if s.name == "updates"]
+    kept = federation.recorded[federation.plan.roster[0]][1, "updates"].words
+    again = work.sources(sum_a, sum_a.parts)
+    for part in sum_a.parts:
+        words = np.empty(part.length, np.uint16)
+        middle = part.length // 3
+        again[part.name].fill(middle, words[middle:])
+        again[part.name].fill(0, words[:middle])
+        assert np.array_equal(words, kept[part.name]), part.name
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    gone=st.lists(st.tuples(st.sampled_from([1, 2]), st.integers(0, 6)), max_size=3, unique=True),
+    half_words=st.booleans(),
+)
+def test_any_survivors_give_their_plaintext_mean(gone: list[tuple[int, int]], half_words: bool) -> None:
     """Up to two of seven may be gone in a round; what has fewer than three owners left stays as it was."""
     for round_ in (1, 2):
         if sum(r == round_ for r, _ in gone) > 2:
             gone = gone[:-1]
-    federation = SmallFederation(small_plan(7, rounds=2))
+    federation = SmallFederation(small_plan(7, rounds=2, secure_sum={"half_words": half_words}))
     federation.enrol()
     roster = federation.plan.roster
 

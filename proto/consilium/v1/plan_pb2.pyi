@@ -320,6 +320,7 @@ class SecureSumSettings(_message.Message):
     CLIP_FIELD_NUMBER: _builtins.int
     HEADROOM_FIELD_NUMBER: _builtins.int
     SIMILAR_COHORTS_FIELD_NUMBER: _builtins.int
+    HALF_WORDS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """"masks"; "none" only for the bench on public data."""
     threshold: _builtins.int
@@ -333,6 +334,8 @@ class SecureSumSettings(_message.Message):
     """At least the largest possible sum of the weights α."""
     similar_cohorts: _builtins.str
     """A cohort that differs from a recent one by 1 to max_colluders + 1 members: "log" or "withhold"."""
+    half_words: _builtins.bool
+    """Words of a model vector have 16 bits instead of 32."""
     def __init__(
         self,
         *,
@@ -343,10 +346,11 @@ class SecureSumSettings(_message.Message):
         clip: _builtins.float = ...,
         headroom: _builtins.float = ...,
         similar_cohorts: _builtins.str = ...,
+        half_words: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "clip", b"clip", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "clip", b"clip", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
