@@ -1,6 +1,6 @@
 """Content and uploads on disk: `federation.vectors.ContentStore` and `Spool` as files.
 
-What counts is always a file under its final name, which carries its SHA-256: written under another name, flushed
+What counts is always a file under its final name, which carries its content hash: written under another name, flushed
 to disk, renamed, the folder flushed. So a process killed at any instant, or a power cut, leaves either the whole
 file or none that counts. Folders are 0700, files 0600; file names are made of checked names and digests only.
 
@@ -13,7 +13,6 @@ each file being written is locked, so that one belonging to a living process is 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.durable import PART, FileReader, PartFile, make_folder, remove_dead_parts, storage
+from federation.content_hash import ContentHash
 from federation.vectors import (
     Buffer,
     Receipt,
@@ -48,7 +48,7 @@ class FileContentWriter:
     def __init__(self, folder: Path, lock: threading.Lock) -> None:
         self._folder = folder
         self._lock = lock
-        self._hash = hashlib.sha256()
+        self._hash = ContentHash()
         self._offset = 0
         self._part: PartFile | None = None
         with storage(folder):
@@ -217,16 +217,16 @@ class FileSpool:
                 upload.part.write(offset, view)
             upload.receipt.advance(view)
 
-    def complete(self, key: UploadKey, sha256_hex: str, length: int) -> None:
+    def complete(self, key: UploadKey, digest: str, length: int) -> None:
         """See `federation.vectors.Spool`."""
-        if self._stands(key, sha256_hex, length):
+        if self._stands(key, digest, length):
             return
         try:
             with self._open_upload(key) as upload:
-                self._finish(key, upload, sha256_hex, length)
+                self._finish(key, upload, digest, length)
         except UploadConflictError:
             # Completed by another thread meanwhile: the same trailer twice is no conflict.
-            if not self._stands(key, sha256_hex, length):
+            if not self._stands(key, digest, length):
                 raise
 
     def is_complete(self, key: UploadKey) -> bool:
@@ -273,9 +273,9 @@ class FileSpool:
         with storage(folder):
             return tuple(sorted(match[1] for match, _ in self._complete_files(folder)))
 
-    def _finish(self, key: UploadKey, upload: _Upload, sha256_hex: str, length: int) -> None:
+    def _finish(self, key: UploadKey, upload: _Upload, digest: str, length: int) -> None:
         try:
-            digest = upload.receipt.check_complete(sha256_hex, length)
+            digest = upload.receipt.check_complete(digest, length)
             with storage(upload.part.path):
                 upload.part.flush()
                 with self._lock:
@@ -288,13 +288,13 @@ class FileSpool:
             self._forget(key, upload)
             raise
 
-    def _stands(self, key: UploadKey, sha256_hex: str, length: int) -> bool:
+    def _stands(self, key: UploadKey, digest: str, length: int) -> bool:
         """Whether this very upload is complete; raises UploadConflictError if another one is."""
         with self._lock, storage(self._folder):
             path = self._complete_path(key)
             if path is None:
                 return False
-            if path.suffix != f".{sha256_hex}":
+            if path.suffix != f".{digest}":
                 raise complete_already()
             check_same_length(path.stat().st_size, length)
             return True

@@ -165,7 +165,7 @@ class InstitutionService(InstitutionServiceServicer):
             async for message in stream:
                 kind = message.WhichOneof("message")
                 if kind == "trailer":
-                    return message.trailer.sha256
+                    return message.trailer.hash
                 if kind != "chunk" or not message.chunk:
                     raise MalformedRequestError("after its header, an upload is chunks and a trailer.")
                 if writing is not None:

@@ -59,7 +59,7 @@ class RoundBytes:
     Attributes:
         keystream: expanded and added: by who masks, and by the coordinator that takes the masks off.
         sent: through TLS connections, each byte sealed at one end and opened at the other.
-        hashed: by SHA-256.
+        hashed: by the content hash.
         written: to files that are flushed to disk.
         read: from files.
     """

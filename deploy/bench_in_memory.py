@@ -65,9 +65,9 @@ class _CountedSpool:
         with self._account.coordinator():
             self._spool.append(key, offset, data)
 
-    def complete(self, key: UploadKey, sha256_hex: str, length: int) -> None:
+    def complete(self, key: UploadKey, digest: str, length: int) -> None:
         with self._account.coordinator():
-            self._spool.complete(key, sha256_hex, length)
+            self._spool.complete(key, digest, length)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.bench_rates import BLOCK, expander, hasher
+from federation.content_hash import ContentHash
 from federation.fixed_point import ModelEncoding
 from federation.in_memory import MemoryReader
 from institution_node.encoding import UpdateWords
@@ -67,7 +67,7 @@ def upload_to_floor() -> float:
     segments = [Segment(_part(), source, Masker(_keys(INSTITUTIONS)))]
 
     def upload() -> None:
-        digest = hashlib.sha256()
+        digest = ContentHash()
         for chunk in MaskedUpload(Signed("upload", b"", b""), segments).chunks():
             digest.update(chunk)
 

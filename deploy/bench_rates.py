@@ -6,7 +6,6 @@ measured instead of the machine.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import socket
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from deploy.bench_floors import Rates
+from federation.content_hash import ContentHash
 from security.pki import Role, create_authority, create_request, sign_request
 from security.signing import IdentityKey
 
@@ -133,7 +133,7 @@ def expander() -> Callable[[], int]:
 
 def hasher() -> Callable[[], int]:
     """A step that hashes a block the way that content and uploads are hashed; it returns the bytes."""
-    block, running = secrets.token_bytes(BLOCK), hashlib.sha256()
+    block, running = secrets.token_bytes(BLOCK), ContentHash()
 
     def step() -> int:
         running.update(block)

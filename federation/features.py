@@ -12,7 +12,6 @@ A column without spread is left out: it would carry nothing in training and expl
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from federation.content_hash import content_digest
 from federation.feature_sums import (
     FEATURE_SUMS,
     ColumnCounts,
@@ -225,8 +225,8 @@ class FeatureSchema:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `to_bytes`, 64 hex digits."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """Content digest of `to_bytes`, 64 hex digits."""
+        return content_digest(self.to_bytes())
 
     def _inputs(self, modality: str) -> tuple[Input, ...]:
         if modality not in self.modalities:

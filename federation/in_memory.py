@@ -5,9 +5,9 @@ The same promises as `coordinator/files.py`, but for durability; `federation/vec
 
 from __future__ import annotations
 
-import hashlib
 import threading
 
+from federation.content_hash import content_digest
 from federation.vectors import (
     Buffer,
     Receipt,
@@ -106,7 +106,7 @@ class MemoryContentStore:
         return len(unwanted)
 
     def _add(self, data: bytes | bytearray) -> str:
-        digest = hashlib.sha256(data).hexdigest()
+        digest = content_digest(data)
         with self._lock:
             self._contents.setdefault(digest, data)
         return digest
@@ -159,17 +159,17 @@ class MemorySpool:
             memoryview(upload.data)[offset : offset + view.nbytes] = view
             upload.receipt.advance(view)
 
-    def complete(self, key: UploadKey, sha256_hex: str, length: int) -> None:
+    def complete(self, key: UploadKey, digest: str, length: int) -> None:
         """See `federation.vectors.Spool`."""
         with self._lock:
             upload = self._get(key)
             if upload.digest is not None:
-                if upload.digest != sha256_hex:
+                if upload.digest != digest:
                     raise complete_already()
                 check_same_length(upload.receipt.length, length)
                 return
             try:
-                upload.digest = upload.receipt.check_complete(sha256_hex, length)
+                upload.digest = upload.receipt.check_complete(digest, length)
             except UploadMismatchError:
                 del self._uploads[key]
                 raise

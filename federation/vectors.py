@@ -9,11 +9,11 @@ it counts when it is complete, never in part.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from federation.content_hash import ContentHash
 from federation.names import check_name
 from security.errors import ConsiliumError, LocalMisuseError, ProtocolError
 
@@ -87,7 +87,7 @@ def check_digest(digest: str) -> str:
     """
     if not _DIGEST.fullmatch(digest):
         raise UnknownContentError(
-            "that is no content digest.", remedy="Use the SHA-256 of the content as 64 lower-case hex digits."
+            "that is no content digest.", remedy="Use the BLAKE3 of the content as 64 lower-case hex digits."
         )
     return digest
 
@@ -163,14 +163,14 @@ class ContentWriter(Protocol):
         """Appends; raises StorageFullError where no space is left."""
 
     def commit(self) -> str:
-        """Makes the content durable and visible; returns its SHA-256, hex. The writer is used up."""
+        """Makes the content durable and visible; returns its digest, hex. The writer is used up."""
 
     def abort(self) -> None:
         """Forgets everything written. Does nothing after `commit` or a second time."""
 
 
 class ContentStore(Protocol):
-    """Bytes by the SHA-256 of what they are."""
+    """Bytes by the content hash of what they are (`federation.content_hash`)."""
 
     def put(self, data: Buffer) -> str:
         """Stores `data`, durable on return; returns its digest. The same content twice is stored once."""
@@ -220,7 +220,7 @@ class Spool(Protocol):
             StorageFullError: no space; the offset has not moved.
         """
 
-    def complete(self, key: UploadKey, sha256_hex: str, length: int) -> None:
+    def complete(self, key: UploadKey, digest: str, length: int) -> None:
         """Makes the upload count, durably. Again with the same hash and length: nothing happens.
 
         Raises:
@@ -246,7 +246,7 @@ class Spool(Protocol):
 
 
 class Receipt:
-    """What was received of one upload: offset, declared length, running SHA-256. Pure; not thread-safe.
+    """What was received of one upload: offset, declared length, running hash. Pure; not thread-safe.
 
     Args:
         length: declared bytes, at least 0.
@@ -260,7 +260,7 @@ class Receipt:
             raise UploadLengthError("an upload has no negative length.", remedy="Declare the vector's bytes.")
         self.length = length
         self.offset = 0
-        self._hash = hashlib.sha256()
+        self._hash = ContentHash()
 
     def check_begin(self, length: int) -> int:
         """Where to go on, for a header that declares `length`; see `check_same_length`."""
@@ -282,16 +282,16 @@ class Receipt:
         self._hash.update(data)
         self.offset += data.nbytes
 
-    def check_complete(self, sha256_hex: str, length: int) -> str:
+    def check_complete(self, digest: str, length: int) -> str:
         """The digest, if the trailer and the header describe what was received; else UploadMismatchError."""
-        digest = self._hash.hexdigest()
-        if length != self.offset or self.offset != self.length or sha256_hex != digest:
+        found = self._hash.hexdigest()
+        if length != self.offset or self.offset != self.length or digest != found:
             what = "hash" if length == self.offset == self.length else "length"
             raise UploadMismatchError(
                 f"the upload's {what} is not the one its trailer declares; the upload was discarded.",
                 remedy="Send the same encoded vector again from byte 0; if it repeats, the link is bad.",
             )
-        return digest
+        return found
 
 
 def check_same_length(first: int, second: int) -> None:

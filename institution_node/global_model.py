@@ -7,13 +7,13 @@ that breaks off for good, a wrong sum or a crash leave nothing that is believed,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from federation.content_hash import ContentHash
 from federation.fixed_point import ModelEncoding, ModelWords, decode_weight_sum, mean_trajectory, read_weight
 from federation.layout import Layout
 from federation.plan import Plan
@@ -119,7 +119,7 @@ class GlobalModel:
         return kept
 
     def _start(self, name: str, kept: _Kept, state: ComponentDigests) -> None:
-        hashed, start = hashlib.sha256(), 0
+        hashed, start = ContentHash(), 0
         for block in self._layout.components[name].initial_blocks(self._seed, BLOCK):
             hashed.update(block.data)
             kept.weights.put(start, block)
@@ -240,8 +240,8 @@ class _Step:
     ) -> None:
         self._kept, self._optimiser, self._encoding, self._own = kept, optimiser, encoding, own
         self._weight, self.tail = weight, b""
-        self._hashed = hashlib.sha256()
-        self._slots_hashed = {slot: hashlib.sha256() for slot in kept.slots}
+        self._hashed = ContentHash()
+        self._slots_hashed = {slot: ContentHash() for slot in kept.slots}
         self._sums = DotSums()
         self._mean, self._delta = (np.empty(min(BLOCK, kept.weights.size), np.float32) for _ in range(2))
 

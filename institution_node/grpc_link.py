@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from consilium.v1 import service_pb2 as pb
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
+from federation.content_hash import ContentHash
 from federation.plan import digest
 from federation.plan_transfer import Gathering
 from federation.settings_files import Address
@@ -197,7 +197,7 @@ class GrpcLink:
                 yield pb.UploadRequest(start=pb.UploadStart(run=run, header=upload.header.to_proto(), offset=offset))
                 # From the first byte, whatever is sent: the trailer's hash is over all masked bytes, and making them
                 # again is cheaper than carrying a hash's state over a broken call.
-                sha256, at, busy = hashlib.sha256(), 0, 0.0
+                hashed, at, busy = ContentHash(), 0, 0.0
                 chunks = upload.chunks()
                 while True:
                     began = time.perf_counter()
@@ -205,14 +205,14 @@ class GrpcLink:
                     busy += time.perf_counter() - began
                     if not chunk:
                         break
-                    sha256.update(chunk)
+                    hashed.update(chunk)
                     if at + len(chunk) > offset:
                         part = chunk[max(0, offset - at) :]
                         yield pb.UploadRequest(chunk=part)
                         self._watcher.sent("uploads", len(part))
                     at += len(chunk)
                 self._watcher.masked(header.sum, at, busy)
-                yield pb.UploadRequest(trailer=pb.UploadTrailer(sha256=sha256.digest()))
+                yield pb.UploadRequest(trailer=pb.UploadTrailer(hash=hashed.digest()))
             except BaseException as error:  # gRPC runs this in a thread of its own and would say only that it failed
                 fault.append(error)
                 raise
@@ -263,7 +263,7 @@ class GrpcLink:
         take: Callable[[memoryview], object],
     ) -> None:
         """Content from byte `at` on, resumed until all of it was taken; from byte 0 it is checked."""
-        sha256 = hashlib.sha256() if at == 0 else None
+        hashed = ContentHash() if at == 0 else None
         length = -1
         futile, broken = 0, 0
         while length < 0 or at < length:
@@ -277,8 +277,8 @@ class GrpcLink:
                     if at + len(chunk) > length:
                         raise self._mismatch("more bytes came than were announced")
                     take(memoryview(chunk))
-                    if sha256 is not None:
-                        sha256.update(chunk)
+                    if hashed is not None:
+                        hashed.update(chunk)
                     at += len(chunk)
                     self._watcher.received("downloads", len(chunk))
                 futile = futile + 1 if at == before else 0
@@ -287,7 +287,7 @@ class GrpcLink:
             except CoordinatorUnreachableError as error:
                 broken = broken + 1 if at == before else 1
                 self._wait_after(error, broken)
-        if sha256 is not None and sha256.hexdigest() != digest:
+        if hashed is not None and hashed.hexdigest() != digest:
             raise self._mismatch("content has not the digest that was asked for")
 
     def _chunks(self, run: bytes, digest: str, offset: int) -> Iterator[pb.DownloadResponse]:

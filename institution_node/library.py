@@ -28,7 +28,7 @@ class LinkLibrary:
         self._size = 0
 
     def fetch(self, digest: str) -> bytearray:
-        """Content by its SHA-256 (64 hex digits). The buffer is shared with later callers: do not change it.
+        """Content by its digest (64 hex digits). The buffer is shared with later callers: do not change it.
 
         Raises:
             ContentMismatchError: what came is something else.

@@ -6,12 +6,12 @@ each may be repeated, and says the same again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from consilium.v1 import service_pb2 as pb
 
+from federation.content_hash import content_digest
 from federation.rounds import RoundError
 from security.errors import ConsiliumError, ProtocolError
 from security.secure_sum.upload import MaskedUpload
@@ -99,7 +99,7 @@ class CoordinatorLink(Protocol):
         ...
 
     def download(self, run: bytes, digest: str) -> bytearray:
-        """Content by its SHA-256 (64 hex digits), a fresh buffer that is the caller's to keep.
+        """Content by its digest (64 hex digits), a fresh buffer that is the caller's to keep.
 
         Raises:
             ContentMismatchError: what came is something else.
@@ -134,12 +134,12 @@ def wrong_length(expected: int, length: int) -> RoundError:
 
 
 def verified(content: bytearray, digest: str) -> bytearray:
-    """Passes content on if its SHA-256 is `digest`.
+    """Passes content on if `digest` is its content digest.
 
     Raises:
         ContentMismatchError: it is not.
     """
-    if hashlib.sha256(content).hexdigest() != digest:
+    if content_digest(content) != digest:
         raise ContentMismatchError(
             "content from the coordinator has not the digest that was asked for.",
             remedy="Tell the coordinator's operator: its store is damaged, or something on the way changes bytes.",

@@ -8,7 +8,6 @@ holds its digest against the round's opening before it is used.
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from federation.content_hash import ContentHash
 from federation.proximity import BLOCK
 from federation.vectors import StorageError, StorageFullError
 
@@ -232,8 +232,8 @@ class ModelShelf:
 
 
 def digest_of(vector: ModelVector) -> str:
-    """SHA-256 of its bytes, hex."""
-    hashed = hashlib.sha256()
+    """Content digest of its bytes, hex."""
+    hashed = ContentHash()
     for start in range(0, vector.size, BLOCK):
         hashed.update(vector.block(start, min(BLOCK, vector.size - start)).data)
     return hashed.hexdigest()

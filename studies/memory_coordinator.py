@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +12,7 @@ from coordinator.folding import run_job
 from coordinator.observer import Observer
 from coordinator.run import Run
 from coordinator.store import Store
+from federation.content_hash import ContentHash
 from federation.fixed_point import WeightError
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import Plan
@@ -121,7 +121,7 @@ class MemoryLink:
         spool = self._coordinator.spool
         key = self._run.begin_upload(upload.header)
         if not spool.is_complete(key):  # complete and not counted: the coordinator was restarted in between
-            begun, sent, hashed = spool.offset(key), 0, hashlib.sha256()
+            begun, sent, hashed = spool.offset(key), 0, ContentHash()
             for chunk in upload.chunks():
                 hashed.update(chunk)
                 rest = chunk[max(0, begun - sent) :]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from consilium.v1 import service_pb2 as pb
 from consilium.v1.service_pb2_grpc import InstitutionServiceStub
 
+from federation.content_hash import content_digest
 from federation.plan import Plan, digest
 from security.secure_sum.upload import MaskedUpload
 from tests.coordinator.members import Follower, request_for
@@ -79,7 +78,7 @@ def pieces(upload: MaskedUpload, size: int = 50) -> tuple[pb.UploadRequest, list
     data = b"".join(upload.chunks())
     first = pb.UploadRequest(start=pb.UploadStart(run=RUN, header=upload.header.to_proto()))
     chunks = [pb.UploadRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
-    return first, chunks, pb.UploadRequest(trailer=pb.UploadTrailer(sha256=hashlib.sha256(data).digest()))
+    return first, chunks, pb.UploadRequest(trailer=pb.UploadTrailer(hash=bytes.fromhex(content_digest(data))))
 
 
 def finish_sum(parties: list[Party]) -> pb.Directive:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 
 from consilium.v1 import service_pb2 as pb
@@ -12,6 +11,7 @@ from coordinator.folding import run_job
 from coordinator.observer import Observer
 from coordinator.run import Run
 from coordinator.store import Store
+from federation.content_hash import content_digest
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import digest
 from federation.rounds import SETUP_SUMS
@@ -69,7 +69,7 @@ class Table:
         key = self.run.begin_upload(upload.header)
         data = b"".join(upload.chunks())
         self.spool.append(key, 0, data)
-        self.spool.complete(key, hashlib.sha256(data).hexdigest(), header_of(upload).length)
+        self.spool.complete(key, content_digest(data), header_of(upload).length)
         self.run.complete_upload(key, self.now)
 
     def all_act(self, *but: str) -> None:

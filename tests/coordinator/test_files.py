@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from coordinator.files import FileContentStore, FileSpool
+from federation.content_hash import content_digest
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.vectors import (
     ContentStore,
@@ -46,7 +46,7 @@ def key(institution: str = "north", attempt: int = 0, sum_name: str = "A", round
 
 
 def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return content_digest(data)
 
 
 def read(reader: VectorReader) -> bytes:
@@ -415,7 +415,8 @@ def test_a_damaged_file_is_not_read_as_zeros(tmp_path: Path) -> None:
 
 
 KILLED = """
-import hashlib, os, signal, sys
+import os, signal, sys
+from federation.content_hash import content_digest
 from pathlib import Path
 from coordinator.files import FileContentStore, FileSpool
 from federation.vectors import UploadKey
@@ -451,7 +452,7 @@ for name in ("first", "second"):
     spool.append(key, 3000, data[3000:])
     if armed and point == "before-complete":
         die()
-    spool.complete(key, hashlib.sha256(data).hexdigest(), len(data))
+    spool.complete(key, content_digest(data), len(data))
     store.put(name.encode())
 print("not killed")
 """
@@ -477,7 +478,8 @@ def test_killed_at_any_instant_an_upload_counts_whole_or_not(tmp_path: Path, poi
 
 
 FULL = """
-import hashlib, resource, sys
+import resource, sys
+from federation.content_hash import content_digest
 from pathlib import Path
 from coordinator.files import FileContentStore, FileSpool
 from federation.vectors import StorageFullError, UploadKey
@@ -510,7 +512,7 @@ except StorageFullError:
     assert store.size(writer.commit()) == 4, "what did not fit left nothing behind"
 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 spool.append(key, 8000, data[8000:])
-spool.complete(key, hashlib.sha256(data).hexdigest(), len(data))
+spool.complete(key, content_digest(data), len(data))
 """
 
 

@@ -3,7 +3,6 @@ changes anything."""
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import ssl
 import threading
@@ -19,6 +18,7 @@ from consilium.v1.service_pb2_grpc import InstitutionServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.errors import StateLockedError
+from federation.content_hash import content_digest
 from federation.rounds import opened_by
 from security.pki import Role
 from security.signing import IdentityKey
@@ -285,7 +285,7 @@ def test_an_upload_that_is_not_what_its_trailer_says_is_discarded(parties: list[
     party = parties[0]
     upload = party.vector()
     first, chunks, trailer = pieces(upload)
-    wrong = pb.UploadRequest(trailer=pb.UploadTrailer(sha256=bytes(32)))
+    wrong = pb.UploadRequest(trailer=pb.UploadTrailer(hash=bytes(32)))
     extra = pb.UploadRequest(chunk=b"one too many")
     for messages, expected in (
         ((first, *chunks, wrong), (Code.DATA_LOSS, "upload-mismatch")),
@@ -336,7 +336,7 @@ def test_a_run_publishes_its_opened_sums_and_nothing_else(parties: list[Party], 
 
     words = opened.parts[0].words
     whole = fetch(words)
-    assert hashlib.sha256(whole).hexdigest() == words
+    assert content_digest(whole) == words
     assert fetch(words, 8) == whole[8:]
     assert fetch(words, len(whole)) == b""
     private = serving.do(serving.hub.live(RUN)).content.put(b"there, and never published")

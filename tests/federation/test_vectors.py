@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.content_hash import content_digest
 from federation.in_memory import MemoryContentStore, MemoryReader, MemorySpool
 from federation.vectors import (
     ContentStore,
@@ -67,7 +67,7 @@ def test_a_receipt_knows_the_hash_of_any_chunking(data: bytes, cuts: list[int]) 
     for low, high in pairwise(edges):
         receipt.check_append(low, high - low)
         receipt.advance(memoryview(data[low:high]))
-    digest = hashlib.sha256(data).hexdigest()
+    digest = content_digest(data)
     assert receipt.check_complete(digest, len(data)) == digest
     with pytest.raises(UploadMismatchError):
         receipt.check_complete("0" * 64, len(data))
@@ -79,7 +79,7 @@ def test_a_receipt_is_incomplete_until_the_declared_length() -> None:
     receipt = Receipt(4)
     receipt.advance(memoryview(b"abc"))
     with pytest.raises(UploadMismatchError):
-        receipt.check_complete(hashlib.sha256(b"abc").hexdigest(), 3)
+        receipt.check_complete(content_digest(b"abc"), 3)
     with pytest.raises(UploadOffsetError) as error:
         receipt.check_append(0, 1)
     assert error.value.expected == 3
@@ -94,14 +94,14 @@ def test_spool_and_store_in_memory_are_what_the_protocols_say() -> None:
     data = b"masked words"
     assert spool.begin(key(), len(data)) == 0
     spool.append(key(), 0, data)
-    spool.complete(key(), hashlib.sha256(data).hexdigest(), len(data))
+    spool.complete(key(), content_digest(data), len(data))
     out = bytearray(6)
     spool.open(key()).read_into(7, memoryview(out)[:5])
     assert bytes(out[:5]) == b"words"
 
     store: ContentStore = MemoryContentStore()
     digest = store.put(data)
-    assert digest == hashlib.sha256(data).hexdigest()
+    assert digest == content_digest(data)
     assert store.size(digest) == len(data)
 
 

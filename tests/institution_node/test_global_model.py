@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation.content_hash import content_digest
 from federation.fixed_point import ModelEncoding, encode_update, mean_trajectory, weight_vector
 from federation.initialisation import TensorSpec
 from federation.layout import Component, Layout
@@ -48,7 +48,7 @@ class Contents:
     fetched: list[str] = field(default_factory=list)
 
     def add(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
+        digest = content_digest(data)
         self.held[digest] = data
         return digest
 

@@ -16,6 +16,7 @@ from consilium.v1 import service_pb2 as pb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from federation.content_hash import content_digest
 from federation.plan import MAX_BYTES, PlanError
 from federation.settings_files import Address
 from institution_node.grpc_link import LARGEST_CONTENT, GrpcLink
@@ -210,7 +211,7 @@ def test_a_download_cut_at_any_bytes_arrives_whole(
 
 def test_content_that_is_not_what_its_digest_says(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
     coordinator, link = pair
-    digest = coordinator.publish(b"another model", hashlib.sha256(b"the model").hexdigest())
+    digest = coordinator.publish(b"another model", content_digest(b"the model"))
     with pytest.raises(ContentMismatchError, match="digest"):
         link.download(RUN, digest)
     with pytest.raises(CoordinatorRefusalError) as refused:
@@ -243,7 +244,7 @@ def test_the_library_fetches_once_and_forgets_the_oldest(pair: tuple[TinyCoordin
     a, b, c = (coordinator.publish(bytes([k]) * 40) for k in range(3))
     library = LinkLibrary(link, RUN, capacity=100)
     for digest in (a, b, a, c, a):  # b makes room for c
-        assert hashlib.sha256(library.fetch(digest)).hexdigest() == digest
+        assert content_digest(library.fetch(digest)) == digest
     assert len(coordinator.starts) == 3
     library.fetch(b)
     assert len(coordinator.starts) == 4

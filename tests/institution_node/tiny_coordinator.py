@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from federation.content_hash import content_digest
 from security.certificates import Role, has_one_encoding
 from security.pki import create_authority, create_request, sign_request
 from security.secure_sum.masks import Masker, SignedKey
@@ -156,7 +157,7 @@ class TinyCoordinator(InstitutionServiceServicer):
                 self._abort(context, "upload-offset", grpc.StatusCode.OUT_OF_RANGE)
             for message in request_iterator:
                 if message.HasField("trailer"):
-                    if message.trailer.sha256 != hashlib.sha256(self.received).digest():
+                    if message.trailer.hash.hex() != content_digest(self.received):
                         self.received.clear()
                         self._abort(context, "upload-mismatch", grpc.StatusCode.DATA_LOSS)
                     self.spooled = True
@@ -186,7 +187,7 @@ class TinyCoordinator(InstitutionServiceServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
 
     def publish(self, content: bytes, digest: str | None = None) -> str:
-        digest = digest or hashlib.sha256(content).hexdigest()
+        digest = digest or content_digest(content)
         self.contents[digest] = content
         return digest
 

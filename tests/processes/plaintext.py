@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
+from federation.content_hash import content_digest
 from federation.fixed_point import ModelEncoding, encode_update, encode_weight, mean_trajectory
 from federation.layout import layout
 from federation.plan import Plan
@@ -52,12 +51,12 @@ def check_sums(bench: Bench, run: bytes, plan: Plan) -> int:
                 encode_update(delta, alpha, encoding, weight)
                 total[:-1] += weight
                 total[-1] += np.uint32(encode_weight(alpha, encoding))
-            words_digests.add(hashlib.sha256(total.tobytes()).hexdigest())
+            words_digests.add(content_digest(total.tobytes()))
             mean = np.empty(w.size, np.float32)
             mean_trajectory(total[:-1].copy(), int(total[-1]), encoding, mean)
             apply(optimiser_settings(plan), w, mean, {})
             published = states[number].components[component].weights
-            assert hashlib.sha256(w.tobytes()).hexdigest() == published, (number, component)
+            assert content_digest(w.tobytes()) == published, (number, component)
     for found in words_digests:
         assert (content / found).is_file()
     return len(rounds)

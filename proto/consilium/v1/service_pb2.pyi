@@ -605,17 +605,17 @@ Global___UploadStart: _TypeAlias = UploadStart  # noqa: Y015
 class UploadTrailer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SHA256_FIELD_NUMBER: _builtins.int
-    sha256: _builtins.bytes
-    """Of all masked bytes, from the first."""
+    HASH_FIELD_NUMBER: _builtins.int
+    hash: _builtins.bytes
+    """BLAKE3 of all masked bytes, from the first; 32 bytes."""
     def __init__(
         self,
         *,
-        sha256: _builtins.bytes = ...,
+        hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
