@@ -98,6 +98,12 @@ class Attempt:
         """Whether every upload is there that can be hoped for."""
         return self.machine.uploaders() - set(self.withdrawn) - self._silent() <= self.machine.current.completed
 
+    def undecidable(self) -> bool:
+        """Whether everybody has answered the survivor list, and too few have signed it."""
+        # Everybody: who waits for a cohort to settle counts the lists that it has seen.
+        signed = set(self.machine.current.signatures)
+        return set(self.machine.cohort) <= signed | set(self.withdrawn) and not self.machine.decidable
+
     def _silent(self) -> frozenset[str]:
         """Who sends no statistics: whoever has none of the round's update in the model that they are about."""
         updates = self.machine.finished.get(UPDATES)

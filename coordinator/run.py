@@ -290,7 +290,7 @@ class Run:
                     machine.decide()
                     self._save(attempt, machine.current.name, LIST_SIGNED, now)
                     self._entered(now)
-                elif self._clock.late(now, deadlines.signatures):
+                elif attempt.undecidable() or self._clock.late(now, deadlines.signatures):
                     self._fail_attempt(attempt, "missing-signatures", now)
             case AggregatorPhase.OPENINGS:
                 if not attempt.folding and not attempt.openable and self._clock.late(now, deadlines.openings):

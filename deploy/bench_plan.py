@@ -58,7 +58,10 @@ def bench_plan(
         ),
         institutions=tuple(Institution(name=n, key=k, modalities=(MODALITY,)) for n, k in keys.items()),
         model=Model(),
-        secure_sum=SecureSumSettings(backend=backend, threshold=minimum_threshold(len(keys), 1), clip=0.1),
+        # What is measured is a round with both of its sums, also where somebody drops out.
+        secure_sum=SecureSumSettings(
+            backend=backend, threshold=minimum_threshold(len(keys), 1), clip=0.1, similar_statistics="log"
+        ),
         training=Training(local_steps=1),
         evaluation=Evaluation(select="last", patience=0),
         features=FeatureFloors(min_institutions=3, min_patients=10),

@@ -148,7 +148,7 @@ class SecureSumSettings(PlanTable):
         Literal["log", "withhold"],
         about(
             "A cohort that differs from a recent one by 1 to max_colluders + 1 members: "
-            "signed and logged, or not signed."
+            "signed and logged, or not signed. `withhold` holds for statistics too."
         ),
     ] = "log"
     half_words: Annotated[
@@ -158,6 +158,16 @@ class SecureSumSettings(PlanTable):
             "without bias, to a multiple of about clip / 2^15, so set `clip` to the range that updates really have."
         ),
     ] = False
+    similar_statistics: Annotated[
+        Literal["log", "wait", "withhold"],
+        about(
+            "The same for losses and metrics, whose differences tell most. `wait`: not signed before the cohort has "
+            "come `similar_wait` rounds in a row; the last losses stand meanwhile. Under differential privacy: `log`."
+        ),
+    ] = "wait"
+    similar_wait: Annotated[
+        U32, Range(1, 1000, "rounds"), about("Of `wait`, at first; each change of the cohort doubles it for the next.")
+    ] = 3
 
 
 class Training(PlanTable):

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from federation.blending import BlendingState
 from federation.rounds import Setup
+from institution_node.similar_cohorts import Waiting
 from security.errors import ConfigurationError
 from security.secure_sum.cohorts import CohortHistory
 from security.secure_sum.high_water import HighWaterMark
@@ -50,6 +51,7 @@ class RunMemory:
         last_losses: subset to (training, validation), at the last published weights.
         blending: DGB on this institution's own losses, for a combination below the floor.
         history: cohorts that this institution lately helped to open.
+        waiting: statistics over a cohort like a recent one, which are not signed yet.
         private: components that stay here, float32[size].
     """
 
@@ -65,6 +67,7 @@ class RunMemory:
     last_losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     blending: BlendingState = field(default_factory=BlendingState)
     history: CohortHistory = field(default_factory=lambda: CohortHistory({}))
+    waiting: Waiting = field(default_factory=Waiting)
     private: Mapping[str, Float32] = field(default_factory=dict)
 
 
@@ -187,6 +190,12 @@ def _encode(m: RunMemory) -> dict[str, Any]:
         "last_losses": {s: list(losses) for s, losses in m.last_losses.items()},
         "blending": m.blending.to_json(),
         "history": {part: [sorted(c) for c in cohorts] for part, cohorts in m.history.recent.items()},
+        "waiting": {
+            "survivors": sorted(m.waiting.survivors),
+            "rounds": m.waiting.rounds,
+            "last": m.waiting.last,
+            "changes": m.waiting.changes,
+        },
         "private": sorted(m.private),
     }
 
@@ -194,7 +203,7 @@ def _encode(m: RunMemory) -> dict[str, Any]:
 def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemory:
     if data["format"] != 1 or sorted(private) != data["private"]:
         raise ValueError("format")
-    mark, setup = data["mark"], data["setup"]
+    mark, setup, waiting = data["mark"], data["setup"], data["waiting"]
     return RunMemory(
         HighWaterMark(
             mark["round"], mark["attempt"], {name: bytes.fromhex(digest) for name, digest in mark["signed"].items()}
@@ -210,5 +219,6 @@ def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemor
         {s: (losses[0], losses[1]) for s, losses in data["last_losses"].items()},
         BlendingState.from_json(data["blending"]),
         CohortHistory({part: tuple(frozenset(c) for c in cohorts) for part, cohorts in data["history"].items()}),
+        Waiting(frozenset(waiting["survivors"]), waiting["rounds"], waiting["last"], waiting["changes"]),
         private,
     )

@@ -17,8 +17,10 @@ from consilium.v1 import service_pb2 as pb
 from federation.plan import Plan
 from federation.rounds import STATISTICS, UPDATES, Cohorts, consumed, digest, opened_by, read_round_start
 from institution_node.memory import Memory, RunMemory
+from institution_node.similar_cohorts import consider
 from security.errors import ConsiliumError, ProtocolError
 from security.privacy.randomness import Randomness
+from security.secure_sum.cohorts import Cohort
 from security.secure_sum.errors import DifferencingError, TranscriptError
 from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, SurvivorList
@@ -26,6 +28,12 @@ from security.secure_sum.phases import MemberPhase
 from security.secure_sum.spec import Context, Part, Sum
 from security.secure_sum.upload import MaskedUpload, WordSource
 from security.signing import IdentityKey
+
+
+def _too_similar(parts: tuple[str, ...], remedy: str) -> DifferencingError:
+    return DifferencingError(
+        f"the cohort differs from a recent one by few institutions ({len(parts)} parts).", remedy=remedy
+    )
 
 
 class WithdrawnError(ProtocolError):
@@ -95,7 +103,7 @@ class Session:
         randomness: where keys and seeds come from.
         memory: what survives a restart.
         work: what is computed.
-        similar_cohorts: the stricter of plan and policy.
+        similar_cohorts: the local policy's, where it is stricter than the plan.
         watcher: told what happens.
     """
 
@@ -115,7 +123,7 @@ class Session:
         self.name = name
         self._identity, self._randomness = identity, randomness
         self._memory, self._work = memory, work
-        self._similar = similar_cohorts
+        self._similar = "withhold" if self.plan.secure_sum.similar_cohorts == "withhold" else similar_cohorts
         self._watcher = watcher or Watcher()
         self._cohorts = Cohorts(self.plan)
         self._place: tuple[int, int] = (-1, 0)
@@ -229,20 +237,39 @@ class Session:
         mark = memory.mark.sign(listed.context.round, listed.context.attempt, listed.sum, digest(payload))
         cohorts = self._opened_cohorts(member, listed)
         if member.phase in (MemberPhase.READY, MemberPhase.MASKED):
-            similar = memory.history.similar(cohorts, self.plan.secure_sum.max_colluders)
-            if similar:
-                self._watcher.similar_cohort(similar)
-                if self._similar == "withhold":
-                    raise DifferencingError(
-                        f"the cohort differs from a recent one by few institutions ({len(similar)} parts).",
-                        remedy="The plan or local policy withholds such sums; the next round may be opened again.",
-                    )
+            memory = self._check_similar(memory, listed, cohorts)
         signature = member.sign(payload)
         if mark != memory.mark:
             history = memory.history.with_opened(cohorts)
             self._memory.save(self.run.hex(), replace(memory, mark=mark, history=history))
             self._watcher.signed(listed.sum, len(listed.alive), len(listed.gone))
         return Reply(pb.SubmitRequest(run=self.run, signature=signature.to_proto()))
+
+    def _check_similar(self, memory: RunMemory, listed: SurvivorList, cohorts: Mapping[str, Cohort]) -> RunMemory:
+        """Refuses a list whose cohort is too like a recent one (rule 9); otherwise, what to remember of it."""
+        settings = self.plan.secure_sum
+        how = "withhold" if self._similar == "withhold" else "log"
+        # What is noised for differential privacy is charged as if it were seen alone.
+        if listed.sum == STATISTICS and how == "log" and not self.plan.differential_privacy.enabled:
+            how = settings.similar_statistics
+        if how == "wait":
+            alive, round_ = frozenset(listed.alive), listed.context.round
+            verdict = consider(
+                memory.history, memory.waiting, cohorts, alive, round_, settings.max_colluders, settings.similar_wait
+            )
+            near, memory = verdict.near, replace(memory, waiting=verdict.waiting)
+            if not verdict.signs:
+                self._memory.save(self.run.hex(), memory)
+                raise _too_similar(near, "The last losses stand until the others are back, or have stayed away longer.")
+        else:
+            near = memory.history.similar(cohorts, settings.max_colluders)
+        if near:
+            self._watcher.similar_cohort(near)
+        if near and how == "withhold":
+            raise _too_similar(
+                near, "The plan or local policy withholds such sums; the next round may be opened again."
+            )
+        return memory
 
     @staticmethod
     def _opened_cohorts(member: Member, listed: SurvivorList) -> dict[str, frozenset[str]]:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from federation.plan import MAX_BYTES, Plan, PlanError, Training, digest
 from tests.plans import example_identity, example_plan, example_private_key
 
-EXAMPLE_DIGEST = "a85bc779e282d6b3c5652726b7e3083f28fb6f3c7a789a906efa7359efd3f5e9"
+EXAMPLE_DIGEST = "e7c859dda02d3fdb383bffac5946d3268b882b633a424d12b1095dd4e49031b4"
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:

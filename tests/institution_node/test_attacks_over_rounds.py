@@ -18,7 +18,7 @@ from tests.small_federation import SmallFederation, small_plan
 def test_who_vanishes_does_not_leave_its_validation_counts_behind(phase: str) -> None:
     """The validation patients are the same in every round: a row over nine less a row over eight is the ninth's count
     of each class, whatever the models were."""
-    federation = SmallFederation(small_plan(9, rounds=2))
+    federation = SmallFederation(small_plan(9, rounds=2, secure_sum={"similar_statistics": "log"}))
     federation.enrol()
     gone = federation.plan.roster[5]
 

@@ -321,6 +321,8 @@ class SecureSumSettings(_message.Message):
     HEADROOM_FIELD_NUMBER: _builtins.int
     SIMILAR_COHORTS_FIELD_NUMBER: _builtins.int
     HALF_WORDS_FIELD_NUMBER: _builtins.int
+    SIMILAR_STATISTICS_FIELD_NUMBER: _builtins.int
+    SIMILAR_WAIT_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """"masks"; "none" only for the bench on public data."""
     threshold: _builtins.int
@@ -336,6 +338,10 @@ class SecureSumSettings(_message.Message):
     """A cohort that differs from a recent one by 1 to max_colluders + 1 members: "log" or "withhold"."""
     half_words: _builtins.bool
     """Words of a model vector have 16 bits instead of 32."""
+    similar_statistics: _builtins.str
+    """The same for statistics: "log", "wait" or "withhold"."""
+    similar_wait: _builtins.int
+    """Rounds in a row that such a cohort has to come before it is signed, at first; each change doubles it."""
     def __init__(
         self,
         *,
@@ -347,10 +353,12 @@ class SecureSumSettings(_message.Message):
         headroom: _builtins.float = ...,
         similar_cohorts: _builtins.str = ...,
         half_words: _builtins.bool = ...,
+        similar_statistics: _builtins.str = ...,
+        similar_wait: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "clip", b"clip", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "clip", b"clip", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "similar_statistics", b"similar_statistics", "similar_wait", b"similar_wait", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
