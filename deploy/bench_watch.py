@@ -73,12 +73,16 @@ class Usage:
         peak_bytes: the largest `RssAnon` of all readings: a peak shorter than the interval can be missed.
         times: wall clock, seconds since the epoch.
         cpu: processor seconds at these times.
+        memory: bytes of `RssAnon` at these times.
+        files: open file descriptors at these times.
     """
 
     idle_bytes: float = 0.0
     peak_bytes: float = 0.0
     times: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
 
     def cpu_between(self, begin: float, end: float) -> float:
         """Processor seconds spent between two moments; 0 where nothing was read."""
@@ -113,6 +117,8 @@ class Watch:
             usage.peak_bytes = max(usage.peak_bytes, memory)
             usage.times.append(time.time())
             usage.cpu.append(spent)
+            usage.memory.append(memory)
+            usage.files.append(open_files(pid))
 
     def __enter__(self) -> Watch:
         self.sample()
