@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from monitoring.allocation import share_arenas
 from security.errors import ConsiliumError
 from security.tls import require_tls13_environment
 from security.user_errors import user_errors
@@ -53,6 +54,7 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C. Started again, it takes every run up where it was."""
     settings = _settings(config)
+    share_arenas()
     from monitoring.exposition import MetricsServer
 
     server, metrics = _server(settings)

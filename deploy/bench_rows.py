@@ -213,10 +213,10 @@ def table(rows: Sequence[Row]) -> Table:
     """The rows for people."""
     t = Table(
         title="Secure rounds without training, keys to committed sums",
-        caption="N institutions, of which `gone` vanish after the key phase; median of n rounds; over gRPC between\n"
-        "processes, or in the memory of one. ÷floor: wall over the largest of keystream, TLS, hash and disk at their\n"
-        "rates on both cores. CPU: seconds a round of all, of the coordinator, of one institution. MiB: peak RssAnon,\n"
-        "of a node above its idle process. up: bytes a parameter and institution.",
+        caption="N institutions, of which `gone` vanish after the key phase; n rounds, the median.\n"
+        "÷floor: wall over the largest of keystream, TLS, hash and disk at their rates on both cores.\n"
+        "CPU: seconds a round of all processes, of the coordinator, of one institution.\n"
+        "MiB: peak RssAnon, of a node above its idle process. up: bytes a parameter and institution.",
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

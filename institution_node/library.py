@@ -9,8 +9,9 @@ from typing import Final
 
 from institution_node.link import CoordinatorLink, wrong_length
 
-CAPACITY_BYTES: Final = 64 << 20
-"""Of what is kept by default: the opened sum of a model of 10 million parameters, and some room."""
+CAPACITY_BYTES: Final = 8 << 20
+"""Of what is kept by default: schema and statistics. An opened model is applied as it comes in and not asked for again;
+kept, those of the rounds before would take as much room as there is (seen in the soak)."""
 
 
 class LinkLibrary:

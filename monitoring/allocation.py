@@ -8,8 +8,19 @@ from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _KEPT_BYTES: Final = 64 << 20
 _LARGE_BYTES: Final = 32 << 20  # the most that glibc takes
+
+
+def share_arenas(count: int = 2) -> None:
+    """Tells glibc to serve all threads from so many heaps, instead of up to eight a core.
+
+    For a coordinator: its many threads take chunks in turn, and each heap keeps the pieces between what lives longer. A
+    quarter less memory, and it stays where it is over hundreds of rounds (`make soak`). Call it before threads start.
+    Does nothing where the C library is another one.
+    """
+    _set(_M_ARENA_MAX, count)
 
 
 def keep_freed_memory() -> None:
@@ -19,9 +30,13 @@ def keep_freed_memory() -> None:
     (docs/performance.md). For nodes: a coordinator, whose many threads would each keep their own, grows by 200 MiB.
     Does nothing where the C library is another one.
     """
+    _set(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    _set(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def _set(parameter: int, value: int) -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(parameter, value)
