@@ -90,17 +90,14 @@ class InstitutionService(InstitutionServiceServicer):
 
     async def NextDirective(self, request: pb.NextDirectiveRequest, context: Context) -> pb.NextDirectiveResponse:
         """What to do next."""
-        wait = request.wait_seconds
-        if not 0 <= wait <= LONGEST_WAIT:  # NaN is neither
-            wait = LONGEST_WAIT if wait > LONGEST_WAIT else 0.0
         live = await self._live(request.run)
-        directive = await live.next_directive(caller.get().name, request.known, wait)
+        directive = await live.next_directive(caller.get().name, request.known, _patience(request.wait_seconds))
         return pb.NextDirectiveResponse(directive=directive)
 
     # -- messages -----------------------------------------------------------------------------------------------
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:
-        """A signed message of the secure sum, or a withdrawal."""
+        """A signed message of the secure sum, or a withdrawal; what is next goes back with the answer."""
         identity, now = caller.get(), self._hub.clock()
         live = await self._live(request.run)
         with live.step(identity.name) as run:
@@ -121,7 +118,10 @@ class InstitutionService(InstitutionServiceServicer):
                     run.withdraw(identity.name, w.round, w.attempt, code_of(w.code) or _OTHER_CODE, now)
                 case _:
                     raise MalformedRequestError("the request holds no message.")
-        return pb.SubmitResponse()
+        wait = _patience(request.wait_seconds)
+        if not wait:
+            return pb.SubmitResponse()
+        return pb.SubmitResponse(directive=await live.next_directive(identity.name, request.known, wait))
 
     # -- vectors ------------------------------------------------------------------------------------------------
 
@@ -217,6 +217,12 @@ class InstitutionService(InstitutionServiceServicer):
         if name not in live.run.plan.roster:
             raise NotEnrolledError(f"{name!r} is not in this run's roster.", remedy="Ask the operator for a plan.")
         return live
+
+
+def _patience(wait_seconds: float) -> float:
+    if not 0 <= wait_seconds <= LONGEST_WAIT:  # NaN is neither
+        return LONGEST_WAIT if wait_seconds > LONGEST_WAIT else 0.0
+    return wait_seconds
 
 
 def code_of(text: str) -> str:

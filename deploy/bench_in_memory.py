@@ -84,9 +84,9 @@ class _Link(MemoryLink):
         with self._account.coordinator():
             return super().next_directive(run, known, wait_seconds)
 
-    def submit(self, request: pb.SubmitRequest) -> None:
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
         with self._account.coordinator():
-            super().submit(request)
+            return super().submit(request)
 
 
 class _Coordinator(MemoryCoordinator):

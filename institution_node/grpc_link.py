@@ -135,37 +135,43 @@ class GrpcLink:
     def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
         """See CoordinatorLink."""
         request = pb.NextDirectiveRequest(run=run, known=known, wait_seconds=wait_seconds)
-
-        def poll(stub: InstitutionServiceStub) -> pb.NextDirectiveResponse:
-            import grpc
-
-            call: Any = stub.NextDirective.future(request, timeout=wait_seconds + CALL_SECONDS)
-            while True:
-                try:
-                    answer: pb.NextDirectiveResponse = call.result(timeout=_POLL_SECONDS)
-                    return answer
-                except grpc.FutureTimeoutError:
-                    if self._stop.is_set():
-                        call.cancel()
-                        raise _stopped() from None
-
-        answer = self._retried(poll)
+        answer: pb.NextDirectiveResponse = self._retried(lambda s: self._waited(s.NextDirective, request))
         self._watcher.sent("control", request.ByteSize())
         self._watcher.received("messages", answer.ByteSize())
         return answer.directive
 
-    def submit(self, request: pb.SubmitRequest) -> None:
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
         """See CoordinatorLink."""
-        self._unary("messages", lambda s: s.Submit, request)
+        if self._stop.is_set():
+            request.wait_seconds = 0  # a goodbye
+        if not request.wait_seconds:
+            return self._unary("messages", lambda s: s.Submit, request).directive  # type: ignore[no-any-return] # stubs
+        answer: pb.SubmitResponse = self._retried(lambda s: self._waited(s.Submit, request))
+        self._watcher.sent("messages", request.ByteSize())
+        self._watcher.received("messages", answer.ByteSize())
+        return answer.directive
+
+    def _waited(self, method: Any, request: Any) -> Any:
+        """The answer to a call that the coordinator may hold back; ends early where this node is told to stop."""
+        import grpc
+
+        call = method.future(request, timeout=request.wait_seconds + CALL_SECONDS)
+        while True:
+            try:
+                return call.result(timeout=_POLL_SECONDS)
+            except grpc.FutureTimeoutError:
+                if self._stop.is_set():
+                    call.cancel()
+                    raise _stopped() from None
 
     # -- transfers ----------------------------------------------------------------------------------------------
 
     def upload(self, run: bytes, upload: MaskedUpload) -> None:
         """See CoordinatorLink."""
         where = pb.GetUploadRequest(run=run, header=upload.header.to_proto())
+        position = pb.GetUploadResponse()  # most uploads are new there: only where this one is not, it is asked how far
         reached, futile, broken = -1, 0, 0
         while True:
-            position: pb.GetUploadResponse = self._unary("control", lambda s: s.GetUpload, where)
             if position.offset > upload.length:
                 raise self._refused("the coordinator says that it has more of an upload than there is.")
             if position.offset > reached:
@@ -187,6 +193,7 @@ class GrpcLink:
                 futile += 1
                 if error.reason not in (UploadOffsetError.code, UploadMismatchError.code):
                     raise
+            position = self._unary("control", lambda s: s.GetUpload, where)
 
     def _send(self, run: bytes, upload: MaskedUpload, offset: int) -> pb.UploadResponse:
         header = UploadHeader.decode(upload.header.payload)

@@ -90,8 +90,13 @@ class CoordinatorLink(Protocol):
         """The current directive, as soon as its serial differs from `known`, at the latest after `wait_seconds`."""
         ...
 
-    def submit(self, request: pb.SubmitRequest) -> None:
-        """Sends a message of the secure sum, or a withdrawal."""
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
+        """Sends a message of the secure sum, or a withdrawal.
+
+        Returns:
+            What to do next, where `request` waits for it and the coordinator has something: spares the question.
+            Otherwise without a kind.
+        """
         ...
 
     def upload(self, run: bytes, upload: MaskedUpload) -> None:

@@ -127,6 +127,7 @@ class _Part:
     session: Session
     resources: ExitStack
     known: int = 0
+    told: pb.Directive | None = None  # what came with the last answer
     place: tuple[int, int] | None = None  # round and attempt that keys were made for, while not withdrawn
 
 
@@ -318,7 +319,9 @@ class Node:
     # -- in a run -----------------------------------------------------------------------------------------------
 
     def _follow(self, part: _Part, wait_seconds: float) -> bool:
-        directive = self._link.next_directive(part.assignment.run, part.known, wait_seconds)
+        directive, part.told = part.told, None
+        if directive is None:
+            directive = self._link.next_directive(part.assignment.run, part.known, wait_seconds)
         if directive.serial == part.known:
             return False
         kind = directive.WhichOneof("kind") or ""
@@ -330,7 +333,10 @@ class Node:
         elif kind == "make_keys":
             part.place = _place_of(directive.make_keys)
         try:
-            self._send(part, guarded(lambda: part.session.handle(directive)))
+            reply = guarded(lambda: part.session.handle(directive))
+            if reply.message is not None:
+                reply.message.known, reply.message.wait_seconds = directive.serial, wait_seconds
+            part.told = self._send(part, reply)
         except CoordinatorRefusalError as error:
             self._watcher.failed(error)  # it has heard, and will say what is next
         except LinkError:
@@ -342,16 +348,19 @@ class Node:
         part.known = directive.serial
         return True
 
-    def _send(self, part: _Part, reply: Reply) -> None:
+    def _send(self, part: _Part, reply: Reply) -> pb.Directive | None:
+        """Sends what a directive asked for; returns the next one, where it came with the answer."""
         if reply.upload is not None:
             self._watcher.phase("uploads")
             self._link.upload(part.assignment.run, reply.upload)
-        if reply.message is not None:
-            if reply.message.HasField("withdrawal"):
-                w = reply.message.withdrawal
-                part.place = None
-                self._watcher.withdrawn(w.round, w.attempt, w.code)
-            self._link.submit(reply.message)
+        if reply.message is None:
+            return None
+        if reply.message.HasField("withdrawal"):
+            w = reply.message.withdrawal
+            part.place = None
+            self._watcher.withdrawn(w.round, w.attempt, w.code)
+        told = self._link.submit(reply.message)
+        return told if told.WhichOneof("kind") not in (None, "wait") else None
 
     def _withdraw(self, part: _Part, code: str) -> None:
         round_, attempt = part.place or (0, 0)

@@ -100,8 +100,8 @@ class MemoryLink:
         self._run.poll(self._institution, self._coordinator.now)
         return directive_for(self._run, self._institution, self._coordinator.boot)
 
-    def submit(self, request: pb.SubmitRequest) -> None:
-        """See CoordinatorLink."""
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
+        """See CoordinatorLink; what is next is asked for."""
         run, now = self._run, self._coordinator.now
         match request.WhichOneof("message"):
             case "keys":
@@ -115,6 +115,7 @@ class MemoryLink:
             case "withdrawal":
                 w = request.withdrawal
                 run.withdraw(self._institution, w.round, w.attempt, w.code, now)
+        return pb.Directive()
 
     def upload(self, run: bytes, upload: MaskedUpload) -> None:
         """See CoordinatorLink."""

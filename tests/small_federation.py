@@ -240,9 +240,9 @@ class TappedLink(MemoryLink):
                 self._federation.lies.append((self._name, str(kind)))
         return directive
 
-    def submit(self, request: pb.SubmitRequest) -> None:
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
         self._tap(str(request.WhichOneof("message")), request.SerializeToString())
-        super().submit(request)
+        return super().submit(request)
 
     def upload(self, run: bytes, upload: MaskedUpload) -> None:
         self._tap("header", upload.header.payload + upload.header.signature)

@@ -23,7 +23,7 @@ from federation.rounds import opened_by
 from security.pki import Role
 from security.signing import IdentityKey
 from tests.coordinator.members import Follower, request_for
-from tests.coordinator.parties import NAMES, PLAN, RUN, Party, finish_sum, pieces, start, to_uploads
+from tests.coordinator.parties import NAMES, PLAN, RUN, Connections, Party, finish_sum, pieces, start, to_uploads
 from tests.coordinator.serving import (
     FOREIGN,
     NOW,
@@ -373,6 +373,25 @@ def test_a_restarted_coordinator_resumes_after_an_opened_sum(
 def test_two_coordinators_do_not_share_a_state_folder(serving: Serving, tmp_path: Path) -> None:
     with pytest.raises(StateLockedError, match="another coordinator"):
         Serving(tmp_path)
+
+
+def test_a_message_is_answered_with_what_follows_it(serving: Serving) -> None:
+    start(serving)
+    with Connections(serving) as stubs:
+        parties = [Party(stub, name) for stub, name in zip(stubs, NAMES, strict=True)]
+        for party in parties:
+            party.enrol()
+        for party in parties[:-1]:
+            party.act()
+        last = parties[-1]
+        told = last.told()
+        request = request_for(last.follower, told)
+        assert request is not None
+        assert not last.stub.Submit(request, timeout=SECONDS).HasField("directive")  # it did not wait
+        request.known, request.wait_seconds = told.serial, 20.0
+        again = last.stub.Submit(request, timeout=SECONDS).directive
+        assert again == last.told()
+        assert again.WhichOneof("kind") == "deal_shares"
 
 
 def test_one_party_may_not_have_calls_without_end(serving: Serving) -> None:

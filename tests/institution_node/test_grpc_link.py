@@ -113,6 +113,23 @@ def test_a_refusal_carries_the_coordinators_code(pair: tuple[TinyCoordinator, Gr
     assert link.invitation() == b"plan"
 
 
+def test_a_stop_ends_the_wait_for_what_follows_a_message(authority: Authority) -> None:
+    coordinator, stop = TinyCoordinator(), threading.Event()
+    coordinator.heard = stop.set  # told to stop while the coordinator holds the answer back
+    with Serving(coordinator, authority.files(Role.COORDINATOR, "coordinator")) as serving:
+        link = GrpcLink(Address("127.0.0.1", serving.port), authority.files(Role.INSTITUTION, "brca-2"), stop=stop)
+        with pytest.raises(StoppedError):
+            link.submit(pb.SubmitRequest(run=RUN, wait_seconds=10.0))
+        assert len(coordinator.submitted) == 1
+        link.close()
+
+
+def test_a_message_brings_the_next_directive_back(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
+    coordinator, link = pair
+    coordinator.directives.append(pb.Directive(serial=7))
+    assert link.submit(pb.SubmitRequest(run=RUN, known=3, wait_seconds=1.0)).serial == 7
+
+
 def test_a_stop_ends_a_long_poll(authority: Authority) -> None:
     coordinator, stop = TinyCoordinator(), threading.Event()
     with Serving(coordinator, authority.files(Role.COORDINATOR, "coordinator")) as serving:
@@ -121,6 +138,8 @@ def test_a_stop_ends_a_long_poll(authority: Authority) -> None:
         stop.set()
         with pytest.raises(StoppedError):
             link.next_directive(RUN, 0, 10.0)
+        assert link.submit(pb.SubmitRequest(run=RUN, wait_seconds=10.0)) == pb.Directive()  # it is not waited for
+        coordinator.submitted.clear()
         link.submit(pb.SubmitRequest(run=RUN))  # a goodbye is still possible
         assert len(coordinator.submitted) == 1
         link.close()
@@ -144,7 +163,7 @@ def test_an_upload_cut_at_any_bytes_arrives_whole(pair: tuple[TinyCoordinator, G
     assert bytes(coordinator.received) == whole(upload)
     assert coordinator.starts == [0, *cuts]  # nothing is sent twice
     link.upload(RUN, upload)  # again: counted already
-    assert coordinator.starts[len(cuts) + 1 :] == [upload.length]
+    assert coordinator.starts[len(cuts) + 1 :] == [0]
 
 
 def test_a_coordinator_killed_at_the_last_byte_still_counts_it(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
@@ -159,7 +178,7 @@ def test_an_upload_that_was_discarded_begins_again(pair: tuple[TinyCoordinator, 
     upload = masked_upload(1000)
     coordinator.received[:] = b"somebody else's bytes"
     link.upload(RUN, upload)
-    assert coordinator.starts == [21, 0]
+    assert coordinator.starts == [0, 21, 0]  # only who is told that it goes on elsewhere asks where
     assert bytes(coordinator.received) == whole(upload)
 
 

@@ -89,6 +89,7 @@ class ScriptedLink:
         self.reason = ""
         self.sent: list[pb.SubmitRequest] = []
         self.sent_chunks = 0
+        self.answers: list[pb.Directive] = []  # what comes with the answers to the next messages
         self.fail: list[ConsiliumError] = []  # of the next calls that send something
 
     def invitation(self) -> bytes:
@@ -102,10 +103,11 @@ class ScriptedLink:
     def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
         return self.directives[0] if self.directives else pb.Directive(serial=known)
 
-    def submit(self, request: pb.SubmitRequest) -> None:
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
         self.sent.append(request)
         if self.fail:
             raise self.fail.pop(0)
+        return self.answers.pop(0) if self.answers else pb.Directive()
 
     def upload(self, run: bytes, upload: MaskedUpload) -> None:
         for _ in upload.chunks():
@@ -371,6 +373,29 @@ def test_an_answer_that_does_not_get_through_is_given_again_with_the_same_bytes(
     assert first.HasField("keys")
     assert first.SerializeToString() == second.SerializeToString()
     assert not bench.node.step(0)  # the directive has been acted on
+
+
+def test_what_comes_with_an_answer_is_acted_on_without_asking() -> None:
+    link = ScriptedLink(make_keys())
+    link.answers = [pb.Directive(serial=9, run_ended=pb.RunEnded(status="stopped"))]
+    bench = Bench(link)
+    assert bench.node.step(5.0)
+    assert bench.node.step(5.0)
+    assert (link.sent[-1].known, link.sent[-1].wait_seconds) == (link.directives[0].serial, 5.0)
+    link.directives.clear()  # nobody is asked any more
+    assert bench.node.step(5.0)
+    assert bench.node.run is None
+
+
+def test_to_be_told_to_wait_is_to_ask_again() -> None:
+    link = ScriptedLink(make_keys())
+    link.answers = [pb.Directive(serial=9, wait=pb.Wait(phase="keys"))]
+    bench = Bench(link)
+    for _ in range(2):
+        assert bench.node.step(0.0)
+    link.directives = [pb.Directive(serial=11, run_ended=pb.RunEnded(status="stopped"))]
+    assert bench.node.step(0.0)
+    assert bench.node.run is None
 
 
 def test_a_message_that_the_coordinator_refuses_is_not_sent_for_ever() -> None:

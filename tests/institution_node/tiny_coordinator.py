@@ -6,7 +6,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -113,6 +113,7 @@ class TinyCoordinator(InstitutionServiceServicer):
     counted: bool = False
     forget_once: bool = False
     submitted: list[pb.SubmitRequest] = field(default_factory=list)
+    heard: Callable[[], object] = lambda: None
     enrolments: list[pb.EnrolRequest] = field(default_factory=list)
     callers: list[str] = field(default_factory=list)
     known: list[bytes] = field(default_factory=list)
@@ -136,15 +137,19 @@ class TinyCoordinator(InstitutionServiceServicer):
 
     def NextDirective(self, request: pb.NextDirectiveRequest, context: Any) -> pb.NextDirectiveResponse:
         if not self.directives:
-            ended = threading.Event()
-            context.add_callback(ended.set)
-            ended.wait(min(request.wait_seconds, 10.0))
+            self._hold(request.wait_seconds, context)
             return pb.NextDirectiveResponse()
         return pb.NextDirectiveResponse(directive=self.directives[0])
 
     def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:
         self.submitted.append(request)
-        return pb.SubmitResponse()
+        self.heard()
+        if not request.wait_seconds:
+            return pb.SubmitResponse()
+        if not self.directives:
+            self._hold(request.wait_seconds, context)
+            return pb.SubmitResponse()
+        return pb.SubmitResponse(directive=self.directives[0])
 
     def GetUpload(self, request: pb.GetUploadRequest, context: Any) -> pb.GetUploadResponse:
         return pb.GetUploadResponse(offset=len(self.received), complete=self.spooled)
@@ -190,6 +195,12 @@ class TinyCoordinator(InstitutionServiceServicer):
         digest = digest or content_digest(content)
         self.contents[digest] = content
         return digest
+
+    @staticmethod
+    def _hold(seconds: float, context: Any) -> None:
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        ended.wait(min(seconds, 10.0))
 
     @staticmethod
     def _abort(context: Any, code: str, status: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION) -> None:

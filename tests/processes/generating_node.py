@@ -79,22 +79,28 @@ class DyingLink(GrpcLink):
     """The node's link, with the places."""
 
     def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
-        directive = super().next_directive(run, known, wait_seconds)
+        return self._noted(super().next_directive(run, known, wait_seconds))
+
+    @staticmethod
+    def _noted(directive: pb.Directive) -> pb.Directive:
         if directive.HasField("make_keys"):
             DOOM.round = rounds_pb.RoundStart.FromString(directive.make_keys.round_start).round
         elif directive.HasField("contribute"):
             DOOM.sum = directive.contribute.sum
         return directive
 
-    def submit(self, request: pb.SubmitRequest) -> None:
+    def submit(self, request: pb.SubmitRequest) -> pb.Directive:
         kind = request.WhichOneof("message")
         if kind in ("keys", "shares"):
             DOOM.at(kind)
         if kind == "opening":  # the others' signatures sufficed: this node signed for itself, and sends its shares
             DOOM.at(f"signed-{DOOM.sum}")
-        super().submit(request)
+        if kind == "signature" and DOOM.waits_at(f"signed-{DOOM.sum}"):
+            request.wait_seconds = 0  # it dies with its own signature sent, not once the list is decided
+        directive = super().submit(request)
         if kind == "signature":
             DOOM.at(f"signed-{DOOM.sum}")
+        return self._noted(directive)
 
     def upload(self, run: bytes, upload: MaskedUpload) -> None:
         dying = DOOM.waits_at(f"upload-{DOOM.sum}")

@@ -424,7 +424,13 @@ class SubmitRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
     WITHDRAWAL_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     run: _builtins.bytes
+    known: _builtins.int
+    """As in NextDirectiveRequest, whose answer may come with this one."""
+    wait_seconds: _builtins.float
+    """0: the answer does not wait, and holds no directive."""
     @_builtins.property
     def keys(self) -> _secure_sum_pb2.SignedMessage: ...
     @_builtins.property
@@ -446,10 +452,12 @@ class SubmitRequest(_message.Message):
         signature: _secure_sum_pb2.SignedMessage | None = ...,
         opening: _secure_sum_pb2.SignedMessage | None = ...,
         withdrawal: Global___Withdrawal | None = ...,
+        known: _builtins.int = ...,
+        wait_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "message", b"message", "opening", b"opening", "shares", b"shares", "signature", b"signature", "withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "message", b"message", "opening", b"opening", "run", b"run", "shares", b"shares", "signature", b"signature", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "known", b"known", "message", b"message", "opening", b"opening", "run", b"run", "shares", b"shares", "signature", b"signature", "wait_seconds", b"wait_seconds", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["keys", "shares", "signature", "opening", "withdrawal"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
@@ -486,12 +494,19 @@ Global___Withdrawal: _TypeAlias = Withdrawal  # noqa: Y015
 class SubmitResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    DIRECTIVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def directive(self) -> Global___Directive:
+        """What to do next, where the request waits for it."""
+
     def __init__(
         self,
+        *,
+        directive: Global___Directive | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directive", b"directive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
