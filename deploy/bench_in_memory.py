@@ -154,7 +154,9 @@ def measure(case: Case, rounds: int, meter: RateMeter) -> Measured:
         link, memory = _Link(coordinator, name), StudyMemory()
         library = LinkLibrary(link, coordinator.run.id, capacity=0)
         trainer = _Vanishing if k < case.dropouts else GeneratedVectors
-        work = LocalRun(plan_bytes, name, generated_patients(rng), library, memory, rng, make_trainer=trainer)
+        work = LocalRun(
+            plan_bytes, name, generated_patients(plan, name, rng), library, memory, rng, make_trainer=trainer
+        )
         participants[name] = Participant(Session(plan_bytes, name, identities[name], rng, memory, work), link)
     run_to_end(coordinator, participants)
     return _measured(plan, observer, median_rates([before, meter.measure()]))

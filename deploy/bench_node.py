@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -19,7 +19,7 @@ from types import FrameType
 import numpy as np
 import numpy.typing as npt
 
-from deploy.bench_plan import COLUMNS, MODALITY, PATIENTS
+from deploy.bench_plan import PATIENTS
 from federation.layout import Layout
 from federation.plan import Plan
 from federation.tables import RawTable
@@ -28,10 +28,12 @@ from institution_node.data import InstitutionData
 from institution_node.errors import NonFiniteTrainingError
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory
+from institution_node.model_files import ModelShelf, weights_folder
 from institution_node.node import Assignment, Node
 from institution_node.policy import NodeIdentity, load_policy
 from institution_node.session import RoundWork
 from institution_node.trainer import Evaluation, SubsetLosses, Trajectory
+from institution_node.updates import Update
 from monitoring.allocation import keep_freed_memory
 from security.privacy.randomness import Randomness, SystemRandomness, numpy_generator
 from security.signing import public_key_text
@@ -40,6 +42,30 @@ from security.tls import TlsFiles, load
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 BLOCK = 1 << 16
+
+
+class GeneratedUpdate:
+    """An update made from a counter as it is read: a model of any size takes no room.
+
+    Args:
+        size: parameters.
+        round_: another update every round and block: the same would give the same opened sum, which nobody fetches
+            twice.
+        block: float32[BLOCK], what every block of it is a multiple of.
+    """
+
+    def __init__(self, size: int, round_: int, block: Float32) -> None:
+        self.size, self._round, self._block = size, round_, block
+
+    def read(self, start: int, out: Float32) -> None:
+        """See Update."""
+        done = 0
+        while done < len(out):
+            k, within = divmod(start + done, BLOCK)
+            count = min(BLOCK - within, len(out) - done)
+            factor = np.float32(0.01 * (1.0 - ((31 * self._round + k) % 1021) / 2042))
+            np.multiply(self._block[within : within + count], factor, out=out[done : done + count])
+            done += count
 
 
 class GeneratedVectors:
@@ -68,21 +94,13 @@ class GeneratedVectors:
 
     def train(
         self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
-    ) -> Trajectory[Float32]:
+    ) -> Trajectory[Float32 | Update]:
         """The generated update of this round."""
         if os.environ.get("CONSILIUM_BENCH_VANISH"):
             raise NonFiniteTrainingError("this node vanishes here, as the bench wants it.")
         self._rounds += 1
-        return Trajectory({name: self._update(size) for name, size in self._sizes.items()}, 0.0, 1)
-
-    def _update(self, size: int) -> Float32:
-        """Another one every round and block: the same would give the same opened sum, which nobody fetches twice."""
-        made = np.empty(size, np.float32)
-        for k, start in enumerate(range(0, size, BLOCK)):
-            block = made[start : start + BLOCK]
-            factor = 0.01 * (1.0 - ((31 * self._rounds + k) % 1021) / 2042)
-            np.multiply(self._block[: len(block)], np.float32(factor), out=block)
-        return made
+        made = {name: GeneratedUpdate(size, self._rounds, self._block) for name, size in self._sizes.items()}
+        return Trajectory(made, 0.0, 1)
 
     def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:
         """Made-up losses and logits."""
@@ -91,25 +109,30 @@ class GeneratedVectors:
         return Evaluation(self._combination, losses, dict.fromkeys(losses, logits), self._labels)
 
 
-def generated_patients(rng: Randomness) -> InstitutionData:
-    """A few patients with numeric columns, so that round 0 has something to sum."""
-    values = numpy_generator(rng).standard_normal((COLUMNS, PATIENTS))
+def generated_patients(plan: Plan, institution: str, rng: Randomness) -> InstitutionData:
+    """A few patients with the plan's numeric columns, so that round 0 has something to sum."""
+    generator, held = numpy_generator(rng), plan.institution(institution).modalities
     ids = tuple(f"p{k:03}" for k in range(PATIENTS))
-    table = RawTable(ids, {f"c{k}": values[k] for k in range(COLUMNS)}, {})
-    return InstitutionData(ids, {MODALITY: table}, np.arange(PATIENTS, dtype=np.int64) % 2, "generated")
+    tables: dict[str, RawTable] = {}
+    for modality in (m for m in plan.modalities if m.name in held):
+        values = generator.standard_normal((len(modality.columns), PATIENTS))
+        tables[modality.name] = RawTable(ids, {c.name: values[k] for k, c in enumerate(modality.columns)}, {})
+    return InstitutionData(ids, tables, np.arange(PATIENTS, dtype=np.int64) % 2, "generated")
 
 
 @contextmanager
-def _work(a: Assignment) -> Iterator[RoundWork]:
-    yield LocalRun(
-        a.plan_bytes,
-        a.institution,
-        a.data,
-        a.library,
-        a.memory,
-        a.randomness,
-        make_trainer=GeneratedVectors,
-    )
+def _work(a: Assignment, state: Path) -> Iterator[RoundWork]:
+    with closing(ModelShelf(weights_folder(state, a.run))) as shelf:
+        yield LocalRun(
+            a.plan_bytes,
+            a.institution,
+            a.data,
+            a.library,
+            a.memory,
+            a.randomness,
+            make_trainer=GeneratedVectors,
+            shelf=shelf,
+        )
 
 
 def main(config_path: Path) -> None:
@@ -129,7 +152,7 @@ def main(config_path: Path) -> None:
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, end)
-    own = NodeIdentity(config.federation, config.institution, public_key_text(key.public), (MODALITY,))
+    own = NodeIdentity(config.federation, config.institution, public_key_text(key.public), tuple(config.data.tables))
     rng = SystemRandomness()
     link = GrpcLink(config.coordinator, files, stop=stop)
     node = Node(
@@ -139,8 +162,8 @@ def main(config_path: Path) -> None:
         lambda: policy,
         FolderMemory(config.state / "runs"),
         rng,
-        lambda _: generated_patients(rng),
-        _work,
+        lambda plan: generated_patients(plan, config.institution, rng),
+        lambda assignment: _work(assignment, config.state),
     )
     ready = os.environ.get("CONSILIUM_BENCH_READY")
     while True:

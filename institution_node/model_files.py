@@ -26,6 +26,7 @@ Float32 = npt.NDArray[np.float32]
 
 MEMORY_BYTES: Final = 64 << 20
 """Of a run's vectors that stay in memory: a model of 10 million parameters does not touch the disk."""
+WEIGHTS: Final = "weights"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -229,6 +230,16 @@ class ModelShelf:
                 remedy="Give the node's user the right to write into its state folder.",
                 place=str(folder),
             ) from error
+
+
+def weights_folder(state: Path, run: bytes) -> Path:
+    """Where a run's large components rest while it goes on.
+
+    Args:
+        state: the node's state folder.
+        run: digest of the plan.
+    """
+    return state / WEIGHTS / run.hex()
 
 
 def digest_of(vector: ModelVector) -> str:

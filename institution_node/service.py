@@ -24,7 +24,7 @@ from institution_node.final_model import keep_final_model
 from institution_node.grpc_link import GrpcLink
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory
-from institution_node.model_files import ModelShelf
+from institution_node.model_files import ModelShelf, weights_folder
 from institution_node.node import Assignment, Node, run_until_stopped
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, load_policy
@@ -45,7 +45,6 @@ AUDIT_LOG: Final = "audit.jsonl"
 LEDGER: Final = "privacy-ledger.jsonl"
 RUNS: Final = "runs"
 MODELS: Final = "models"
-WEIGHTS: Final = "weights"
 
 _log = structlog.get_logger("consilium.node")
 
@@ -132,11 +131,6 @@ def local_work(config: NodeConfig) -> MakeWork:
             )
 
     return make
-
-
-def weights_folder(state: Path, run: bytes) -> Path:
-    """Where a run's large components rest while it goes on: at most those of one run are kept."""
-    return state / WEIGHTS / run.hex()
 
 
 def prepare_device(config: NodeConfig) -> str:

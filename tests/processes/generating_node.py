@@ -177,7 +177,7 @@ def main(config_path: Path) -> None:
             lambda: load_policy(config.policy),
             FolderMemory(config.state / RUNS),
             rng,
-            lambda _: generated_patients(rng),
+            lambda plan: generated_patients(plan, config.institution, rng),
             _work,
             watcher=observer,
         )
