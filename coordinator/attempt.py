@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +43,7 @@ class Attempt:
         folding: whether a job is being done.
         signed_once: whether a survivor list was shown: from then on there is no other attempt of the round (rule 7).
         fruitless: openings that did not suffice to unmask the current sum.
+        folded: part to the digest of the current sum's opened words, while the model that follows is to come.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Attempt:
     folding: bool = False
     signed_once: bool = False
     fruitless: int = 0
+    folded: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def opened(self) -> list[bytes]:
@@ -81,7 +83,8 @@ class Attempt:
         withdrawn = dict.fromkeys(saved.withdrawn, "restart")
         for data in saved.opened:
             outcome.take(data)
-        return Attempt(saved.attempt, saved.round_start, machine, outcome, withdrawn, signed_once=True)
+        folded = dict(saved.folded)
+        return Attempt(saved.attempt, saved.round_start, machine, outcome, withdrawn, signed_once=True, folded=folded)
 
     # -- what the phases wait for -------------------------------------------------------------------------------
 
@@ -114,9 +117,9 @@ class Attempt:
 
     @property
     def openable(self) -> bool:
-        """Whether openings are there that were not tried in vain."""
+        """Whether the current sum is folded, or openings are there that were not tried in vain."""
         machine = self.machine
-        return machine.openable and len(machine.current.openings) > self.fruitless
+        return bool(self.folded) or (machine.openable and len(machine.current.openings) > self.fruitless)
 
     # -- what withdrawals say -----------------------------------------------------------------------------------
 
@@ -155,4 +158,5 @@ class Attempt:
             journal=self.machine.journal(),
             opened=self.opened,
             withdrawn=sorted(self.withdrawn),
+            folded=self.folded,
         ).SerializeToString(deterministic=True)

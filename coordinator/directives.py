@@ -80,7 +80,9 @@ def _as_shareholder(attempt: Attempt, institution: str) -> pb.Directive | None:
             )
         case AggregatorPhase.SIGNATURES:
             return pb.Directive(sign_list=pb.SignList(list=current.payload))
-        case AggregatorPhase.OPENINGS if institution not in current.openings and not attempt.folding:
+        case AggregatorPhase.OPENINGS if (
+            institution not in current.openings and not attempt.folding and not attempt.folded
+        ):
             # The first `threshold` that came: later ones decide nothing, and must not change the directive.
             decided = list(current.signatures.values())[: machine.attempt.threshold]
             signatures = [sum_pb.SignedMessage(signer=s.signer, signature=s.signature) for s in decided]

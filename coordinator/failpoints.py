@@ -27,6 +27,8 @@ POINTS: Final = (
     "after-list-signed",  # first durable point
     "after-openings",  # enough shares are here, nothing is unmasked
     "after-fold",  # the sum is content, and no point says so
+    "before-sum-folded",  # updates only
+    "after-sum-folded",  # the uploads are about to be deleted, the next model is to be made
     "before-sum-opened",
     "after-sum-opened",  # second durable point
     "before-commit",

@@ -39,12 +39,14 @@ class UpdateSettings:
 
 @dataclass(frozen=True, repr=False)
 class FoldJob:
-    """Opens one sum.
+    """Opens one sum. Updates are opened in two jobs: folded first, so that their uploads can go before the next model
+    takes room on the disk.
 
     Attributes:
         sum: its name.
-        openings: what unmasks each part.
-        uploads: institution to its spooled upload.
+        openings: what unmasks each part; without keystreams where it is folded.
+        uploads: institution to its spooled upload; empty where it is folded.
+        words: part to the digest of its opened words, where it is folded; empty: that is to do.
         offsets: (institution, part) to where the part begins in that upload.
         weights: sum `updates` only: w(t) and the optimiser's state by component.
         settings: sum `updates` only.
@@ -53,11 +55,17 @@ class FoldJob:
 
     sum: str
     openings: tuple[PartOpening, ...]
+    words: Mapping[str, str]
     uploads: Mapping[str, VectorReader]
     offsets: Mapping[tuple[str, str], int]
     weights: Mapping[str, ComponentDigests]
     settings: UpdateSettings | None
     first: FirstModel | None = None
+
+    @property
+    def only_folds(self) -> bool:
+        """Whether another job makes the next model."""
+        return self.settings is not None and not self.words
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class FoldResult:
     Attributes:
         words: part to its opened words.
         components: component to the weights and the optimiser's state that follow from the sum: w(t+1) from
-            `updates`, w(0) from `weights`; else empty.
+            `updates` that were folded before, w(0) from `weights`; else empty.
     """
 
     words: Mapping[str, str]
@@ -81,18 +89,9 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
         StorageError: the disk failed or is full; nothing was committed, the job can be done again.
         WeightError: an opened sum of weights is not positive.
     """
-    words: dict[str, str] = {}
-    for opening in job.openings:
-        name = opening.part.name
-        uploads = {i: (job.uploads[i], job.offsets[i, name]) for i in opening.alive}
-        writer = content.writer()
-        try:
-            fold(opening, uploads, writer.write)
-            words[name] = writer.commit()
-        finally:
-            writer.abort()
+    words = dict(job.words) or {opening.part.name: _fold(job, opening, content) for opening in job.openings}
     components: dict[str, ComponentDigests] = {}
-    if job.settings is not None:
+    if job.settings is not None and not job.only_folds:
         for opening in job.openings:
             name = opening.part.name
             encoding, optimiser = job.settings.encodings[name], job.settings.optimiser
@@ -102,6 +101,16 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
         patients = {name: read_words(content, digest) for name, digest in words.items()}
         components |= job.first.make(content, patients, alive)
     return FoldResult(words, components)
+
+
+def _fold(job: FoldJob, opening: PartOpening, content: ContentStore) -> str:
+    uploads = {i: (job.uploads[i], job.offsets[i, opening.part.name]) for i in opening.alive}
+    writer = content.writer()
+    try:
+        fold(opening, uploads, writer.write)
+        return writer.commit()
+    finally:
+        writer.abort()
 
 
 def read_words(content: ContentStore, digest: str) -> npt.NDArray[np.uint64]:

@@ -206,7 +206,7 @@ class LiveRun:
         attempt = self.run.attempt
         if attempt is None or attempt.folding or attempt.machine.phase is not AggregatorPhase.OPENINGS:
             return
-        if attempt.machine.openable and (self._work is None or self._work.done()):
+        if attempt.openable and (self._work is None or self._work.done()):
             self._work = asyncio.get_running_loop().create_task(self._do_jobs())
 
     async def _do_jobs(self) -> None:

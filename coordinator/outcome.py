@@ -136,10 +136,18 @@ def opened_sum(job: FoldJob, result: FoldResult, survivor_list: bytes) -> bytes:
     ).SerializeToString(deterministic=True)
 
 
+def folded_openings(machine: Aggregator) -> tuple[PartOpening, ...]:
+    """The parts of the current sum, which is folded, with its survivors: nothing is left to unmask."""
+    alive = machine.current.alive
+    parts = machine.attempt.opened_parts(machine.current.name, machine.cohort, alive)
+    return tuple(PartOpening(part, tuple(sorted(part.contributors & alive)), ()) for part in parts)
+
+
 def fold_job(
     plan: Plan,
     machine: Aggregator,
     openings: tuple[PartOpening, ...],
+    words: Mapping[str, str],
     spool: Spool,
     run: str,
     state: RunState,
@@ -150,14 +158,16 @@ def fold_job(
     Args:
         plan: the plan.
         machine: of the attempt; its current sum is unmasked by `openings`.
-        openings: from `machine.unmask`.
+        openings: from `machine.unmask`, or `folded_openings`.
+        words: of the sum, where it is folded.
         spool: where the uploads are; they are opened here, whatever becomes of the run meanwhile.
         run: its key.
         state: of the run, for w(t).
         outcome: of the attempt, for w(0).
     """
     name, context = machine.current.name, machine.attempt.context
-    uploads = {i: spool.open(UploadKey(run, context.round, context.attempt, name, i)) for i in machine.current.alive}
+    alive = () if words else machine.current.alive
+    uploads = {i: spool.open(UploadKey(run, context.round, context.attempt, name, i)) for i in alive}
     offsets: dict[tuple[str, str], int] = {}
     for institution in uploads:
         offset = 0
@@ -169,4 +179,4 @@ def fold_job(
         encodings = {o.part.name: model_encoding(plan, len(o.part.contributors)) for o in openings}
         settings = UpdateSettings(encodings, optimiser_settings(plan))
     first = outcome.first_model() if name == WEIGHTS else None
-    return FoldJob(name, openings, uploads, offsets, state.components, settings, first)
+    return FoldJob(name, openings, words, uploads, offsets, state.components, settings, first)

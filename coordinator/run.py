@@ -18,11 +18,11 @@ from coordinator.attempt import Attempt, latest_point
 from coordinator.errors import NotEnrolledError, RunEndedError
 from coordinator.folding import FoldJob, FoldResult
 from coordinator.observer import Observer
-from coordinator.outcome import RoundOutcome, fold_job, opened_sum
+from coordinator.outcome import RoundOutcome, fold_job, folded_openings, opened_sum
 from coordinator.phase_clock import PhaseClock
 from coordinator.round_record import round_record
 from coordinator.state import RunState
-from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_OPENED, Store, StoreError
+from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, Store, StoreError
 from federation.plan import Plan
 from federation.rounds import Cohorts, digest
 from federation.vectors import ContentStore, Spool, StorageError, UploadKey
@@ -382,12 +382,12 @@ class Run:
             return None
         machine = attempt.machine
         try:
-            openings = machine.unmask()
+            openings = folded_openings(machine) if attempt.folded else machine.unmask()
         except (BadShareError, TooFewMembersError) as error:
             attempt.fruitless = len(machine.current.openings)  # more may come until the deadline
             self._observer.blamed(error.culprits, error.code)
             return None
-        job = fold_job(self.plan, machine, openings, self.spool, self.key, self.state, attempt.outcome)
+        job = fold_job(self.plan, machine, openings, attempt.folded, self.spool, self.key, self.state, attempt.outcome)
         attempt.folding = True
         return job
 
@@ -403,13 +403,21 @@ class Run:
             self._fail_attempt(self.attempt, code, now)
 
     def folded(self, job: FoldJob, result: FoldResult, now: datetime) -> None:
-        """Takes a job's result: the sum is open, durably, and the next one begins."""
+        """Takes a job's result: durably, uploads are folded; or the sum is open, and the next one begins."""
         attempt = self.attempt
         if attempt is None or attempt.machine.current.name != job.sum:
             return
         machine = attempt.machine
-        data = opened_sum(job, result, machine.current.payload)
         attempt.folding, attempt.fruitless = False, 0
+        if job.uploads:
+            self._observer.opened(job, sum(p.part.length * len(p.keystreams) for p in job.openings))
+        if job.only_folds:
+            attempt.folded = result.words
+            self._save(attempt, job.sum, SUM_FOLDED, now)
+            for institution in job.uploads:  # what replaces them is durable, and the next model needs their room
+                self.spool.discard(UploadKey(self.key, self.round, attempt.number, job.sum, institution))
+            return
+        data, attempt.folded = opened_sum(job, result, machine.current.payload), {}
         machine.close_sum()
         try:
             attempt.outcome.take(data)
@@ -419,7 +427,6 @@ class Run:
             self.stop("failed", f"sum {job.sum!r} of round {self.round} cannot be used ({error.code})", now)
             return
         self._save(attempt, job.sum, SUM_OPENED, now)
-        self._observer.opened(job, sum(p.part.length * len(p.keystreams) for p in job.openings))
         if machine.phase is AggregatorPhase.DONE:
             self._commit(attempt, now)
         else:

@@ -28,8 +28,9 @@ from security.errors import ConfigurationError, ConsiliumError, LocalMisuseError
 
 LIST_SHOWN: Final = "list-shown"  # round 0 only, which cannot be burnt
 LIST_SIGNED: Final = "list-signed"
+SUM_FOLDED: Final = "sum-folded"  # updates only: the words are content, the uploads may go, the next model is to come
 SUM_OPENED: Final = "sum-opened"
-POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, SUM_OPENED)  # in the order of a sum's life
+POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED)  # in the order of a sum's life
 
 Field = str | int | float | bool | None
 

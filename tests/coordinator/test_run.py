@@ -10,10 +10,12 @@ import pytest
 from consilium.v1 import service_pb2 as pb
 
 from coordinator.observer import Observer
-from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_OPENED
+from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED
+from federation.vectors import UploadKey
 from institution_node.errors import NonFiniteTrainingError
 from institution_node.trainer import Trajectory
 from institution_node.training import LocalTrainer
+from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.upload import MaskedUpload
 from tests.federation.test_rounds import check_model
 from tests.small_federation import SmallFederation, small_plan
@@ -275,7 +277,7 @@ def test_a_killed_coordinator_takes_the_run_up(moment: tuple[int, str, str, int]
         assert (round_, phase) == (1, "signatures")
 
 
-@pytest.mark.parametrize("point", [LIST_SIGNED, SUM_OPENED])
+@pytest.mark.parametrize("point", [LIST_SIGNED, SUM_FOLDED, SUM_OPENED])
 def test_killed_at_a_durable_point_loses_nothing(point: str) -> None:
     federation = started()
     saved: set[tuple[int, str]] = set()
@@ -292,9 +294,32 @@ def test_killed_at_a_durable_point_loses_nothing(point: str) -> None:
     assert federation.run_to_end(after=after) == "finished"
     every = {(0, s) for s in SETUP} | {(r, s) for r in (1, 2) for s in ("updates", "statistics")}
     last = {(0, "weights"), (1, "statistics"), (2, "statistics")}  # opened and committed in one step
-    assert saved == (every if point == LIST_SIGNED else every - last)
+    updates = {(1, "updates"), (2, "updates")}
+    assert saved == {LIST_SIGNED: every, SUM_FOLDED: updates, SUM_OPENED: every - last}[point]
     assert [json.loads(r)["round"] for r in federation.run.records()] == [0, 1, 2]
     check_model(federation, 2)
+
+
+def test_the_uploads_are_gone_before_the_next_model_takes_room() -> None:
+    federation = started(rounds=1)
+    spooled: dict[str, list[bool]] = {}
+
+    def after() -> None:
+        run, spool = federation.run, federation.coordinator.spool
+        if run.ended or run.round != 1 or run.attempt.machine.phase is not AggregatorPhase.OPENINGS:
+            return
+        place = f"{run.attempt.machine.current.name} folded" if run.attempt.folded else run.attempt.machine.current.name
+        sum_, number = run.attempt.machine.current.name, run.attempt.number
+        keys = [UploadKey(run.key, 1, number, sum_, i) for i in run.attempt.machine.current.alive]
+        spooled.setdefault(place, []).append(any(spool.is_complete(k) for k in keys))
+
+    assert federation.run_to_end(after=after) == "finished"
+    assert set(spooled) == {"updates", "updates folded", "statistics"}
+    assert {name: set(there) for name, there in spooled.items()} == {
+        "updates": {True},
+        "updates folded": {False},
+        "statistics": {True},
+    }
 
 
 def test_killed_again_and_again() -> None:
