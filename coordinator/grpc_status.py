@@ -22,6 +22,7 @@ from coordinator.errors import (
     TlsVersionError,
     TooManyCallsError,
 )
+from coordinator.restart import RunDamagedError
 from coordinator.store import AttemptError, RecordConflictError, RunExistsError, StoreError, UnknownRunError
 from federation.vectors import (
     StorageError,
@@ -70,6 +71,7 @@ STATUS: Final[Mapping[type[ConsiliumError], grpc.StatusCode]] = {
     # When
     ProtocolError: _C.FAILED_PRECONDITION,
     RunActiveError: _C.FAILED_PRECONDITION,
+    RunDamagedError: _C.FAILED_PRECONDITION,
     ExportError: _C.FAILED_PRECONDITION,
     # Uploads and content
     SecondUploadError: _C.ALREADY_EXISTS,

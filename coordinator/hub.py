@@ -20,9 +20,11 @@ from coordinator.files import FileContentStore, FileSpool
 from coordinator.live_run import LiveRun, Loaded
 from coordinator.observe import RunObserver
 from coordinator.records import Recorder
+from coordinator.restart import RunDamagedError, plan_of
 from coordinator.run import ENDED, Run
 from federation import plan_check
 from federation.plan import Plan, PlanError, digest
+from monitoring import metrics as m
 from monitoring.metrics import CoordinatorMetrics
 from security.audit import AuditLog
 from security.errors import ConfigurationError
@@ -77,7 +79,8 @@ class Hub:
         """Takes up every run that is not over."""
         for row in await asyncio.to_thread(self.store.runs):
             if row.status not in ENDED:
-                await self._take_up(row.run, row.plan)
+                with contextlib.suppress(RunDamagedError):  # it is marked failed; the others go on
+                    await self._take_up(row.run, row.plan)
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     async def rest(self) -> None:
@@ -109,8 +112,26 @@ class Hub:
         return live
 
     def _load(self, run: str, plan: bytes) -> Loaded:
+        """The run, ended as failed where what it goes on from cannot be restored. Deletes nothing.
+
+        Raises:
+            RunDamagedError: there is not even a plan to show it by.
+        """
+        try:
+            return self._restored(run, plan)
+        except RunDamagedError as error:
+            _log.error("run cannot be restored", run=run, code=error.code, exc_info=error)
+            self.metrics.add(m.REFUSALS, reason=error.code)
+            row = self.store.run(run)
+            if row.status not in ENDED:
+                self.store.set_status(run, "failed", error.message, self.clock())
+            loaded = self._restored(run, plan)
+            loaded.observer.run_ended("failed", error.message)
+            return loaded
+
+    def _restored(self, run: str, plan: bytes) -> Loaded:
         records: list[str] = []
-        observer = RunObserver(run, Plan.from_bytes(plan), self.metrics, self.recorder, records.append)
+        observer = RunObserver(run, plan_of(plan), self.metrics, self.recorder, records.append)
         content = FileContentStore(self._folder / "content" / run)  # its own: a run collects what it does not need
         found = Run.load(plan, self.store, content, self.spool, observer, self.clock())
         records[:] = found.records()

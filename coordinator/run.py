@@ -8,18 +8,17 @@ sum's life: survivor list signed, sum opened, round committed (DESIGN.md, "State
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from consilium.v1 import round_pb2 as pb
-
-from coordinator.attempt import Attempt, latest_point
+from coordinator.attempt import Attempt
 from coordinator.errors import NotEnrolledError, RunEndedError
+from coordinator.failed_attempts import after_failure
 from coordinator.folding import FoldJob, FoldResult
 from coordinator.observer import Observer
 from coordinator.outcome import RoundOutcome, fold_job, folded_openings, opened_sum
 from coordinator.phase_clock import PhaseClock
+from coordinator.restart import RunDamagedError, committed_state, resumed_attempt
 from coordinator.round_record import round_record
 from coordinator.state import RunState
 from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, Store, StoreError
@@ -36,8 +35,6 @@ from security.secure_sum.spec import Context
 __all__ = ["ENDED", "Attempt", "NotEnrolledError", "Run", "RunEndedError"]
 
 ENDED: Final = frozenset({"finished", "stopped", "failed"})
-MAX_ATTEMPTS: Final = 3
-"""Attempts of a round that end because too many institutions say that they cannot take part."""
 
 
 class Run:
@@ -95,7 +92,11 @@ class Run:
     def load(
         cls, plan_bytes: bytes, store: Store, content: ContentStore, spool: Spool, observer: Observer, now: datetime
     ) -> Run:
-        """The run as the store has it: the last committed round, and the attempt that a durable point can resume."""
+        """The run as the store has it: the last committed round, and the attempt that a durable point can resume.
+
+        Raises:
+            RunDamagedError: it is not over, and what it goes on from cannot be restored.
+        """
         run = cls(plan_bytes, store, content, spool, observer, now)
         row = store.run(run.key)
         run.began = row.created_at
@@ -105,7 +106,11 @@ class Run:
             run.status, run.reason = row.status, row.reason
         committed = store.latest_state(run.key)
         if committed is not None:
-            run.state = RunState.from_json(committed.state)
+            try:
+                run.state = committed_state(committed.state)
+            except RunDamagedError:
+                if not run.ended:
+                    raise
         if row.status == "running":
             run.status = "running"
             if row.attempt >= 0 or not run._finish_if_due(now):  # −1: nothing was begun since the last commit
@@ -117,13 +122,9 @@ class Run:
         if not points:
             self._begin_attempt(max(1, last_attempt + 1), now)
             return
-        sums = self.state.sums(self.cohorts, self.content, self.round)
-        point = latest_point(points, sums)
-        saved = pb.Checkpoint.FromString(point.blob)
-        spec = self.cohorts.attempt(self._context(saved.round_start, saved.attempt), sums)
-        outcome = RoundOutcome(self.cohorts, self.content, sums, self.state)
-        self.attempt = attempt = Attempt.resumed(saved, spec, outcome)
-        self._observer.event("run-resumed", round=self.round, attempt=saved.attempt, point=point.kind)
+        attempt, kind = resumed_attempt(points, self.round, self.state, self.cohorts, self.content, self._context)
+        self.attempt = attempt
+        self._observer.event("run-resumed", round=self.round, attempt=attempt.number, point=kind)
         self._entered(now)
         if attempt.machine.phase is AggregatorPhase.DONE:
             self._commit(attempt, now)
@@ -325,11 +326,7 @@ class Run:
 
     def final(self) -> bytes:
         """RoundStart of what would follow the exported round: where the final model is, and its temperatures."""
-        best = self.state.selection.chosen
-        if best is None or self.plan.evaluation.select == "last":
-            return self.state.round_start(self.id, self.round)
-        state = replace(self.state, components=best.components, temperatures=best.temperatures)
-        return state.round_start(self.id, best.round + 1)
+        return self.state.final(self.id, self.round, last=self.plan.evaluation.select == "last")
 
     def _context(self, round_start: bytes, number: int) -> Context:
         return Context(self.plan.federation, self.id, self.round, number, digest(round_start))
@@ -345,28 +342,22 @@ class Run:
         self._entered(now)
 
     def _fail_attempt(self, attempt: Attempt, code: str, now: datetime) -> None:
-        """What cannot go on is tried again if no list was shown yet; otherwise the round number is burnt (rule 7)."""
+        """What cannot go on is tried again, or its round number is burnt."""
         self._observer.attempt_failed(self.round, attempt.number, code)
-        stale = attempt.stale()
-        if attempt.refused():
-            reason = "does not follow from the rounds before: this coordinator's state is old or damaged"
-            self.stop("failed", f"institutions refuse round {self.round}, which {reason}", now)
-        elif stale and self._burnt:
-            self.stop("failed", "institutions have seen later rounds than this coordinator: its state is old", now)
-        elif not attempt.signed_once and not stale and (cause := attempt.unable()) and attempt.number >= MAX_ATTEMPTS:
-            self.stop("failed", f"too many institutions cannot take part in round {self.round} ({cause})", now)
-        elif not attempt.signed_once and not stale:
-            self._begin_attempt(attempt.number + 1, now)
-        elif self.round == 0:
-            self.stop("failed", f"the run's first sums could not be opened ({code}); start a new run", now)
-        elif attempt.opened:
-            self._commit(attempt, now)  # sum A is open and stands; its losses are left out
-        else:
-            self._burnt += 1
-            self.round += 1
-            self._observer.burnt(self.round - 1, code)
-            if not self._finish_if_due(now):  # a burnt round counts: a run has an end
-                self._begin_attempt(1, now)
+        following = after_failure(attempt, self.round, self._burnt, code)
+        match following.step:
+            case "fail":
+                self.stop("failed", following.reason, now)
+            case "again":
+                self._begin_attempt(attempt.number + 1, now)
+            case "commit":
+                self._commit(attempt, now)
+            case "burn":
+                self._burnt += 1
+                self.round += 1
+                self._observer.burnt(self.round - 1, code)
+                if not self._finish_if_due(now):  # a burnt round counts: a run has an end
+                    self._begin_attempt(1, now)
 
     def _save(self, attempt: Attempt, sum_name: str, kind: str, now: datetime) -> None:
         self._store.save_point(self.key, self.round, attempt.number, sum_name, kind, attempt.checkpoint(), now)

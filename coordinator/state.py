@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consilium.v1 import round_pb2 as pb
@@ -64,6 +64,20 @@ class RunState:
             start.components.extend(c.to_proto(name) for name, c in sorted(self.components.items()))
             start.figures = self.figures()
         return start.SerializeToString(deterministic=True)
+
+    def final(self, run: bytes, round_: int, *, last: bool) -> bytes:
+        """RoundStart of what would follow the exported round.
+
+        Args:
+            run: digest of the plan.
+            round_: what would come next now.
+            last: the plan exports the last round.
+        """
+        best = self.selection.chosen
+        if best is None or last:
+            return self.round_start(run, round_)
+        state = replace(self, components=best.components, temperatures=best.temperatures)
+        return state.round_start(run, best.round + 1)
 
     def digests(self) -> set[str]:
         """Content that must not be collected."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 
 from consilium.v1 import plan_pb2
 from consilium.v1 import service_pb2 as pb
+from google.protobuf.message import DecodeError
 
 from coordinator.run import Attempt, Run
 from coordinator.store import CommittedRound
@@ -16,7 +18,9 @@ from security.secure_sum.phases import AggregatorPhase
 
 def summary_of(row: Row) -> pb.RunSummary:
     """One line about a run that the store has."""
-    plan = plan_pb2.Plan.FromString(row.plan)  # checked when it came
+    plan = plan_pb2.Plan()
+    with contextlib.suppress(DecodeError):  # checked when it came; damaged since, the run is shown all the same
+        plan.ParseFromString(row.plan)
     return pb.RunSummary(
         run=bytes.fromhex(row.run),
         name=row.name,
