@@ -133,6 +133,7 @@ class Server:
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked at every handshake, in a thread of gRPC's: the new certificate, if there is one."""
+        self._hub.metrics.add(m.HANDSHAKES)
         material = self._tls.current(self._clock())
         if material is self._served:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -205,7 +206,7 @@ class LocalTrainer:
         return losses if self._class_weights is None else losses * self._class_weights[labels]
 
 
-class GradientSource:
+class GradientSource(ABC):
     """Makes the gradient of each step of one round; a context, for what has to be put away afterwards."""
 
     def __enter__(self) -> Callable[[], torch.Tensor | None]:
@@ -214,9 +215,9 @@ class GradientSource:
     def __exit__(self, *exception: object) -> None:
         return None
 
+    @abstractmethod
     def gradient(self) -> torch.Tensor | None:
         """Fills the model's `gradients_flat` for one step; returns the batch's mean loss, None if it is empty."""
-        raise NotImplementedError
 
 
 class BatchGradients(GradientSource):

@@ -119,6 +119,7 @@ RECEIVED_BYTES = _coordinator("received_bytes_total", _C, "Payload received from
 SENT_BYTES = _coordinator("sent_bytes_total", _C, "Payload sent to institutions", "kind")
 UNMASKED_WORDS = _coordinator("masked_words_per_second", _G, "Speed of removing masks in the last sum, in words")
 FOLD_SECONDS = _coordinator("fold_duration_seconds", _H, "How long adding and unmasking the uploads of a sum took")
+HANDSHAKES = _coordinator("handshakes_total", _C, "Connections that began a TLS handshake, refused ones among them")
 CERTIFICATE_EXPIRY = _coordinator(
     "certificate_expiry_timestamp_seconds", _G, "When the coordinator's certificate ends, as a Unix time"
 )

@@ -40,6 +40,10 @@ from tests.coordinator.serving import (
 Code = grpc.StatusCode
 
 
+def handshakes(serving: Serving) -> float:
+    return serving.metrics.registry.get_sample_value("consilium_handshakes_total") or 0.0
+
+
 # -- who calls ----------------------------------------------------------------------------------------------------
 
 
@@ -52,9 +56,11 @@ Code = grpc.StatusCode
     ],
 )
 def test_a_certificate_that_is_none_of_ours_ends_the_handshake(serving: Serving, shown: Pass | None) -> None:
+    before = handshakes(serving)
     with serving.as_institution(shown) as stub, pytest.raises(grpc.RpcError) as refused:
         invited(stub)
     assert code_of(refused.value)[0] is Code.UNAVAILABLE
+    assert handshakes(serving) > before
 
 
 def test_each_service_takes_one_role(serving: Serving) -> None:

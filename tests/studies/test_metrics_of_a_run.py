@@ -28,7 +28,7 @@ COMBINATIONS = ("mrna", THREE, "all")
 SUBSETS = ("mrna", "image", "clinical", THREE)
 # What a coordinator's other parts set: the server its version, certificate and bytes, the live run its speeds.
 ELSEWHERE = {
-    *(m.INFO, m.CERTIFICATE_EXPIRY, m.RECEIVED_BYTES, m.SENT_BYTES, m.UNMASKED_WORDS, m.FOLD_SECONDS),
+    *(m.INFO, m.HANDSHAKES, m.CERTIFICATE_EXPIRY, m.RECEIVED_BYTES, m.SENT_BYTES, m.UNMASKED_WORDS, m.FOLD_SECONDS),
 }
 
 Page = dict[tuple[str, tuple[tuple[str, str], ...]], float]
