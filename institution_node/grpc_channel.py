@@ -10,6 +10,7 @@ handshake fails, the channel is dropped, and the new certificate is checked as t
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import grpc
 
 PROBE_SECONDS: Final = 10.0
+_PROBES: Final = 3  # gRPC closes without a word on whom it refuses, and so does a line that breaks: once is no refusal
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Below what firewalls forget idle connections after (350 s and 240 s at the large clouds), also while this node
     # trains and says nothing.
@@ -94,6 +96,10 @@ class Connection:
             self._channel = None
 
 
+class _ClosedError(Exception):
+    """The other side closed after the handshake and said nothing."""
+
+
 def probe(address: Address, files: TlsFiles, material: TlsMaterial, now: datetime) -> bytes:
     """The certificate, PEM, of the coordinator at an address, checked in every respect.
 
@@ -108,6 +114,13 @@ def probe(address: Address, files: TlsFiles, material: TlsMaterial, now: datetim
         CoordinatorIdentityError: the certificate is not the coordinator's, TLS 1.3 is not spoken, or this node's own
             certificate is refused there.
     """
+    for _ in range(_PROBES):
+        with contextlib.suppress(_ClosedError):
+            return _probe(address, files, material, now)
+    raise _refuses_us(address, "it closed the connection after the handshake")
+
+
+def _probe(address: Address, files: TlsFiles, material: TlsMaterial, now: datetime) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
@@ -121,7 +134,7 @@ def probe(address: Address, files: TlsFiles, material: TlsMaterial, now: datetim
             presented = secured.getpeercert(binary_form=True)
             # In TLS 1.3 a client learns only now whether its certificate was taken: a server of HTTP/2 speaks first.
             if not secured.recv(1):
-                raise _refuses_us(address, "it closed the connection after the handshake")
+                raise _ClosedError
     except ssl.SSLCertVerificationError as error:
         raise CoordinatorIdentityError(
             f"the certificate that answers is not the coordinator's: {error.verify_message}.",

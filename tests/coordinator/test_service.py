@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coordinator.errors import StateLockedError
 from federation.content_hash import content_digest
 from federation.rounds import opened_by
+from federation.vectors import UploadKey
 from security.pki import Role
 from security.signing import IdentityKey
 from tests.coordinator.members import Follower, request_for
@@ -308,6 +309,39 @@ def test_an_upload_that_is_not_what_its_trailer_says_is_discarded(parties: list[
     assert machine.current.completed == set()
     first.start.offset = party.reached(upload).offset
     assert party.upload(first, trailer).complete  # every byte of it had come
+
+
+def test_attack_an_upload_that_is_resumed_with_other_bytes_never_counts(parties: list[Party], serving: Serving) -> None:
+    to_uploads(parties)
+    party = parties[0]
+    upload = party.vector()
+    first, chunks, trailer = pieces(upload)
+    others = [pb.UploadRequest(chunk=bytes(len(chunk.chunk))) for chunk in chunks]
+    live = serving.do(serving.hub.live(RUN))
+    assert party.upload(first, *chunks[:1]).offset == 50
+    behind = pb.UploadRequest()
+    behind.CopyFrom(first)
+    behind.start.offset = 50
+    for again in (behind, first):  # after what had come, and in its place
+        assert party.reached(upload).offset in (50, 0)
+        with pytest.raises(grpc.RpcError) as refused:
+            party.upload(again, *others[1 if again is behind else 0 :], trailer)
+        assert code_of(refused.value) == (Code.DATA_LOSS, "upload-mismatch")
+        assert party.reached(upload).offset == 0  # none of it is kept
+    assert live.run.attempt is not None
+    assert live.run.attempt.machine.current.completed == set()
+    assert party.upload(first, *chunks, trailer).complete
+    false_trailer = pb.UploadTrailer(hash=bytes.fromhex(content_digest(b"".join(c.chunk for c in others))))
+    assert party.upload(first, *others, pb.UploadRequest(trailer=false_trailer)).complete  # it was, and stands
+    key = UploadKey(RUN.hex(), 0, 1, told_sum(party), party.name)
+    kept = live.run.spool.open(key)
+    data = bytearray(kept.length)
+    kept.read_into(0, memoryview(data))
+    assert bytes(data) == b"".join(upload.chunks())
+
+
+def told_sum(party: Party) -> str:
+    return party.told().contribute.sum
 
 
 def test_uploads_begin_with_a_header_of_the_caller(parties: list[Party]) -> None:
