@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from deploy.bench_floors import Rates
+from deploy.bench_floors import ComponentLoad, Rates, loads_of, owned_parameters, round_bytes
 from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
 from deploy.bench_rates import RateMeter, median_rates
 from deploy.bench_rows import Case, Measured
@@ -179,18 +179,28 @@ def measure(
         # Reading fifty processes takes this one's time from them.
         with Watch(pids, 0.02 if len(pids) <= 12 else 0.2, federation.root) as watch:
             federation.run_to_end(plan, seconds)
-        return _measured(plan, watch, federation.rounds(run), median_rates([before, meter.measure()]))
+        loads = loads_of(plan, {MODALITY: COLUMNS}, vanishing)
+        return reading(loads, watch, federation.rounds(run), median_rates([before, meter.measure()]))
     finally:
         federation.stop_all()
 
 
-def _measured(plan: Plan, watch: Watch, rounds: Sequence[RoundReading], rates: Rates) -> Measured:
+def reading(loads: Sequence[ComponentLoad], watch: Watch, rounds: Sequence[RoundReading], rates: Rates) -> Measured:
+    """What was measured of a run on fresh processes.
+
+    Args:
+        loads: of a round.
+        watch: of the whole run, the coordinator among its processes.
+        rounds: the first of them is not counted.
+        rates: read beside the run.
+    """
     usage = watch.usage
     first, last, counted = rounds[0].committed, rounds[-1].committed, rounds[1:]
     cpu = {party: u.cpu_between(first, last) / len(counted) for party, u in usage.items()}
     nodes = [party for party in usage if party != "coordinator"]
     return Measured(
-        parameters=parameters_of(plan),
+        work=round_bytes(loads),
+        owned=owned_parameters(loads),
         seconds=tuple(b.committed - a.committed for a, b in pairwise(rounds)),
         cpu_coordinator=cpu["coordinator"],
         cpu_institution=statistics.mean(cpu[name] for name in nodes),
@@ -198,14 +208,7 @@ def _measured(plan: Plan, watch: Watch, rounds: Sequence[RoundReading], rates: R
         node_peak=max(usage[name].peak_bytes - usage[name].idle_bytes for name in nodes),
         all_peaks=sum(u.peak_bytes for u in usage.values()),
         disk_peak=watch.disk_peak_bytes,
-        up=statistics.median(r.up for r in counted) / len(nodes),
-        down=statistics.median(r.down for r in counted) / len(nodes),
+        up=statistics.median(r.up for r in counted),
+        down=statistics.median(r.down for r in counted),
         rates=rates,
     )
-
-
-def parameters_of(plan: Plan) -> int:
-    """Parameters of the bench's plan, the tiny heads included."""
-    from federation.layout import layout
-
-    return sum(c.size for c in layout(plan, {MODALITY: COLUMNS}).components.values())

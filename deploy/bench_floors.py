@@ -7,9 +7,14 @@ did nothing else, perfectly shared between the cores, would take at least the la
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
+
+from federation.layout import layout
+from federation.plan import Plan
+from federation.server_optimisers import state_slots
+from institution_node.model_files import MEMORY_BYTES
 
 Kind = Literal["keystream", "tls", "hash", "disk"]
 
@@ -26,6 +31,7 @@ class ComponentLoad:
         word_bytes: of one parameter on the wire.
         slots: state vectors of the server optimiser (FedAvg 0, FedAvgM 1, FedAdam and FedYogi 2).
         masked: False for the backend `none`.
+        filed: whether it is too large for the institutions' memory and rests in a file at each.
     """
 
     parameters: int
@@ -35,6 +41,7 @@ class ComponentLoad:
     word_bytes: int = 4
     slots: int = 0
     masked: bool = True
+    filed: bool = False
 
     @property
     def alive(self) -> int:
@@ -90,7 +97,8 @@ def component_bytes(load: ComponentLoad, transport: Literal["grpc", "memory"] = 
 
     Up go the survivors' vectors, down to every owner the opened sum. Hashed: every vector at both ends, and w(t+1) with
     the optimiser's state by every owner and the coordinator. The coordinator writes the spool, the opened sum and the
-    model, and reads the spool, the opened sum (to advance the model, then once for every owner) and the old model.
+    model, and reads the spool, the opened sum (to advance the model, then once for every owner) and the old model. A
+    model that rests in files is read and written once by every owner.
     """
     up, down = load.alive * load.vector, load.owners * load.vector
     opened = load.vector
@@ -100,12 +108,44 @@ def component_bytes(load: ComponentLoad, transport: Literal["grpc", "memory"] = 
     )
     if transport == "memory":
         return made
-    return made + RoundBytes(sent=up + down, written=up + opened + load.model, read=up + opened + load.model + down)
+    filed = load.owners * load.model if load.filed else 0
+    written, read = up + opened + load.model + filed, up + opened + load.model + down + filed
+    return made + RoundBytes(sent=up + down, written=written, read=read)
 
 
 def round_bytes(loads: Iterable[ComponentLoad], transport: Literal["grpc", "memory"] = "grpc") -> RoundBytes:
     """The bytes of a whole round."""
     return sum((component_bytes(load, transport) for load in loads), RoundBytes())
+
+
+def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) -> list[ComponentLoad]:
+    """What every summed component of a plan is to a round.
+
+    Args:
+        plan: of the run.
+        widths: modality to the numbers that come out of its table.
+        gone: institutions that vanish after the key phase.
+    """
+    vanished, slots = frozenset(gone), len(state_slots(plan.server_optimiser.kind))
+    components = layout(plan, dict(widths)).components
+    return [
+        ComponentLoad(
+            parameters=c.size,
+            owners=len(c.owners),
+            gone=len(vanished & set(c.owners)),
+            word_bytes=2 if plan.secure_sum.half_words else 4,
+            slots=slots,
+            masked=plan.secure_sum.backend != "none",
+            filed=4 * c.size * (1 + slots) > MEMORY_BYTES,
+        )
+        for c in components.values()
+        if c.shared
+    ]
+
+
+def owned_parameters(loads: Iterable[ComponentLoad]) -> int:
+    """Parameters of all owners together: what bytes are told per."""
+    return sum(load.owners * load.parameters for load in loads)
 
 
 @dataclass(frozen=True)

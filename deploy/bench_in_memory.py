@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,14 +19,13 @@ from consilium.v1 import service_pb2 as pb
 
 from coordinator.observer import Observer
 from coordinator.results import RoundStatistics
-from deploy.bench_federation import FEDERATION, parameters_of
-from deploy.bench_floors import Rates
+from deploy.bench_federation import FEDERATION
+from deploy.bench_floors import ComponentLoad, Rates, loads_of, owned_parameters, round_bytes
 from deploy.bench_node import Float32, GeneratedVectors, generated_patients
-from deploy.bench_plan import bench_plan
+from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
 from deploy.bench_rates import RateMeter, median_rates
 from deploy.bench_rows import Case, Measured
 from federation.in_memory import MemorySpool
-from federation.plan import Plan
 from federation.vectors import Buffer, Spool, UploadKey
 from institution_node.errors import NonFiniteTrainingError
 from institution_node.library import LinkLibrary
@@ -159,23 +158,24 @@ def measure(case: Case, rounds: int, meter: RateMeter) -> Measured:
         )
         participants[name] = Participant(Session(plan_bytes, name, identities[name], rng, memory, work), link)
     run_to_end(coordinator, participants)
-    return _measured(plan, observer, median_rates([before, meter.measure()]))
+    loads = loads_of(plan, {MODALITY: COLUMNS}, names[: case.dropouts])
+    return _measured(case, loads, observer, median_rates([before, meter.measure()]))
 
 
-def _measured(plan: Plan, seen: _Rounds, rates: Rates) -> Measured:
+def _measured(case: Case, loads: Sequence[ComponentLoad], seen: _Rounds, rates: Rates) -> Measured:
     first, last, counted = seen.moments[0], seen.moments[-1], len(seen.moments) - 1
     coordinator = (last.coordinator - first.coordinator) / counted
-    nodes = len(plan.institutions)
     return Measured(
-        parameters=parameters_of(plan),
+        work=round_bytes(loads, "memory"),
+        owned=owned_parameters(loads),
         seconds=tuple(b.wall - a.wall for a, b in pairwise(seen.moments)),
         cpu_coordinator=coordinator,
-        cpu_institution=((last.cpu - first.cpu) / counted - coordinator) / nodes,
+        cpu_institution=((last.cpu - first.cpu) / counted - coordinator) / case.institutions,
         coordinator_peak=None,
         node_peak=None,
         all_peaks=None,
         disk_peak=None,
-        up=statistics.median(t["up"] for t in seen.traffic[1:]) / nodes,
-        down=statistics.median(t["down"] for t in seen.traffic[1:]) / nodes,
+        up=statistics.median(t["up"] for t in seen.traffic[1:]),
+        down=statistics.median(t["down"] for t in seen.traffic[1:]),
         rates=rates,
     )

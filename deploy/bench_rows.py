@@ -10,7 +10,7 @@ from typing import Literal
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deploy.bench_floors import ComponentLoad, Kind, Rates, component_bytes, largest_floor
+from deploy.bench_floors import Kind, Rates, RoundBytes, largest_floor
 
 Backend = Literal["masks", "none"]
 Transport = Literal["grpc", "memory"]
@@ -22,7 +22,7 @@ class Case:
     """What one row measures.
 
     Attributes:
-        institutions: all own the one component.
+        institutions: of the roster; all own the bench's one component, six the paper's large one.
         parameters: wanted; the plan's encoder comes close.
         backend: how sums are protected.
         dropouts: institutions that vanish from every round after the key phase.
@@ -46,18 +46,20 @@ class Measured:
     """What was read of one case.
 
     Attributes:
-        parameters: as the plan made them.
+        work: bytes of each kind in a round.
+        owned: parameters that institutions own, all together: each parameter once an owner.
         seconds: of each counted round.
         cpu_coordinator, cpu_institution: processor seconds a round, of the coordinator and of one institution (mean).
         coordinator_peak: bytes of `RssAnon`; None where it has no process of its own.
         node_peak: bytes of `RssAnon` above the idle process, of the institution that took most; None as above.
         all_peaks: the sum of all processes' peaks, bytes of `RssAnon`; None as above.
         disk_peak: bytes that all files of the federation take; None as above.
-        up, down: payload bytes a round and institution.
+        up, down: payload bytes a round, of all institutions.
         rates: of the machine, read beside the rounds.
     """
 
-    parameters: int
+    work: RoundBytes
+    owned: int
     seconds: tuple[float, ...]
     cpu_coordinator: float
     cpu_institution: float
@@ -77,7 +79,8 @@ class Measured:
             return (a * x + b * y) / (a + b)
 
         return Measured(
-            self.parameters,
+            self.work,
+            self.owned,
             (*self.seconds, *other.seconds),
             mean(self.cpu_coordinator, other.cpu_coordinator),
             mean(self.cpu_institution, other.cpu_institution),
@@ -112,7 +115,7 @@ class Row:
         node_peak_mib: peak of `RssAnon` of any institution, above its idle process; None as above.
         all_peaks_mib: the peaks of all processes added; None as above.
         disk_peak_mib: what all files of the federation take; None as above.
-        bytes_up_per_parameter, bytes_down_per_parameter: of one institution, a round.
+        bytes_up_per_parameter, bytes_down_per_parameter: of an institution that owns the parameter, a round.
     """
 
     institutions: int
@@ -137,13 +140,6 @@ class Row:
     bytes_down_per_parameter: float
 
 
-def load_of(case: Case, parameters: int, neighbours: int | None = None) -> ComponentLoad:
-    """The bench's one component, for its floors."""
-    return ComponentLoad(
-        parameters, case.institutions, case.dropouts, neighbours=neighbours, masked=case.backend != "none"
-    )
-
-
 def row(case: Case, m: Measured, base: Measured | None) -> Row:
     """The row of one case.
 
@@ -153,7 +149,7 @@ def row(case: Case, m: Measured, base: Measured | None) -> Row:
         base: of `case.comparable`; None: not measured.
     """
     wall = statistics.median(m.seconds)
-    kind, floor = largest_floor(component_bytes(load_of(case, m.parameters), case.transport), m.rates)
+    kind, floor = largest_floor(m.work, m.rates)
     cpu = m.cpu_coordinator + case.institutions * m.cpu_institution
     return Row(
         institutions=case.institutions,
@@ -174,8 +170,8 @@ def row(case: Case, m: Measured, base: Measured | None) -> Row:
         node_peak_mib=_mib(m.node_peak),
         all_peaks_mib=_mib(m.all_peaks),
         disk_peak_mib=_mib(m.disk_peak),
-        bytes_up_per_parameter=round(m.up / m.parameters, 3),
-        bytes_down_per_parameter=round(m.down / m.parameters, 3),
+        bytes_up_per_parameter=round(m.up / m.owned, 3),
+        bytes_down_per_parameter=round(m.down / m.owned, 3),
     )
 
 

@@ -21,11 +21,11 @@ from rich.console import Console
 
 from deploy import bench_in_memory
 from deploy.bench_federation import bench_federation, measure
-from deploy.bench_floors import component_bytes, processor_floor, ratio_to_floor
+from deploy.bench_floors import processor_floor, ratio_to_floor
 from deploy.bench_loops import opening_to_floor, signature_seconds, upload_to_floor
 from deploy.bench_rates import RateMeter
 from deploy.bench_ratios import Readings, judge, read_baseline, table
-from deploy.bench_rows import Case, Measured, load_of
+from deploy.bench_rows import Case, Measured
 from security.user_errors import user_errors
 
 BASELINE: Final = Path("bench/baseline.json")
@@ -81,11 +81,12 @@ def _over_grpc(found: dict[str, list[float]], meter: RateMeter, root: Path) -> N
     ):
         for _ in range(PASSES):
             none, masks = (measure(f, keys, c, 6, meter, SECONDS) for c in (case.comparable, case))
-            work = component_bytes(load_of(case, masks.parameters))
-            floor = processor_floor(work, meter.measure(time.process_time), meter.cores)
+            floor = processor_floor(masks.work, meter.measure(time.process_time), meter.cores)
             found["processes_masks_to_none"].append(_processor(case, masks) / _processor(case, none))
             found["processes_to_processor_floor"].append(_processor(case, masks) / floor)
-            found["processes_to_floor"].append(ratio_to_floor(statistics.median(masks.seconds), work, masks.rates))
+            found["processes_to_floor"].append(
+                ratio_to_floor(statistics.median(masks.seconds), masks.work, masks.rates)
+            )
 
 
 @user_errors()

@@ -12,9 +12,14 @@ from deploy.bench_floors import (
     floors,
     keystream_bytes,
     largest_floor,
+    loads_of,
+    owned_parameters,
     ratio_to_floor,
     round_bytes,
 )
+from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
+from security.signing import public_key_text
+from tests.plans import example_identity
 
 RATES = Rates(keystream=10.0, tls=2.0, hash=4.0, write=1.0, read=20.0)
 
@@ -61,6 +66,22 @@ def test_in_memory_nothing_is_sent_or_stored() -> None:
     made = component_bytes(ComponentLoad(9, 3), "memory")
     assert (made.sent, made.written, made.read) == (0, 0, 0)
     assert made.hashed == component_bytes(ComponentLoad(9, 3)).hashed
+
+
+def test_a_model_that_rests_in_files_is_read_and_written_by_every_owner() -> None:
+    small, large = (component_bytes(ComponentLoad(9, 3, filed=f)) for f in (False, True))
+    assert (large.written - small.written, large.read - small.read) == (3 * 36, 3 * 36)
+
+
+def test_the_loads_of_a_plan_are_its_summed_components() -> None:
+    keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(4)}
+    for backend in ("masks", "none"):
+        plan = bench_plan(keys, 20_000_000, 2, backend, "bench")
+        encoder, classifier = loads_of(plan, {MODALITY: COLUMNS}, ["node-1"])
+        assert (encoder.owners, encoder.gone, encoder.masked) == (4, 1, backend == "masks")
+        assert encoder.parameters == pytest.approx(20_000_000, rel=0.01)
+        assert (encoder.filed, classifier.filed) == (True, False)
+        assert owned_parameters([encoder, classifier]) == 4 * (encoder.parameters + classifier.parameters)
 
 
 def test_components_add_up() -> None:

@@ -11,16 +11,17 @@ from rich.console import Console
 
 from deploy import bench_in_memory
 from deploy.bench import cases, passes_of, read_rows, save
-from deploy.bench_floors import Rates, component_bytes
+from deploy.bench_floors import Rates, RoundBytes
 from deploy.bench_rates import RateMeter
-from deploy.bench_rows import Case, Measured, load_of, merge, rows_of, table
+from deploy.bench_rows import Case, Measured, merge, rows_of, table
 
 RATES = Rates(1e11, 2e9, 8e9, 1e10, 2e10)
+WORK = RoundBytes(sent=72_000_000, hashed=80_000_000, written=40_000_000)
 MIB = 2**20
 
 
 def measured(*seconds: float, peak: float = 100 * MIB, cpu: float = 1.0) -> Measured:
-    return Measured(1_000_000, seconds, cpu, cpu / 10, peak, peak / 2, 10 * peak, peak, 4e6, 4e6, RATES)
+    return Measured(WORK, 9_000_000, seconds, cpu, cpu / 10, peak, peak / 2, 10 * peak, peak, 36e6, 36e6, RATES)
 
 
 MASKS, NONE = Case(9, 1_000_000), Case(9, 1_000_000, "none")
@@ -42,9 +43,8 @@ def test_peaks_of_passes_are_the_largest_and_processor_time_the_mean_by_rounds()
 
 def test_the_ratio_to_the_floor_is_wall_over_the_largest_floor() -> None:
     (row,) = rows_of([(MASKS, measured(1.0))])
-    sent = component_bytes(load_of(MASKS, 1_000_000)).sent
-    assert (row.floor, row.floor_seconds) == ("tls", round(sent / RATES.tls, 4))
-    assert row.ratio_to_floor == round(1.0 / (sent / RATES.tls), 2)
+    assert (row.floor, row.floor_seconds) == ("tls", round(WORK.sent / RATES.tls, 4))
+    assert row.ratio_to_floor == round(1.0 / (WORK.sent / RATES.tls), 2)
     assert row.ratio_to_none is None
 
 
@@ -97,8 +97,9 @@ def test_a_case_in_memory_moves_the_bytes_that_the_floors_count(tmp_path: Path) 
         found = [(c, bench_in_memory.measure(c, 2, meter)) for c in cases([40_000], [4], [0, 1], "memory")]
     none, masks, dropout = (m for _, m in found)
     for case, m in found:
-        counted = component_bytes(load_of(case, m.parameters)).sent
-        assert counted == pytest.approx(case.institutions * (m.up + m.down), rel=0.03)  # the rest: sum B, the heads
+        up, down = m.owned * 4 * (1 - case.dropouts / case.institutions), m.owned * 4
+        assert (m.up, m.down) == pytest.approx((up, down), rel=0.03)  # the rest: sum B, the heads
+        assert m.work.sent == 0 < m.work.hashed
         assert len(m.seconds) == 2
         assert m.cpu_institution > 0 < m.cpu_coordinator
         assert all(rate > 0 for rate in vars(m.rates).values())

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.bench_federation import BenchFederation, bench_federation, measure
-from deploy.bench_floors import component_bytes
 from deploy.bench_rates import RateMeter
-from deploy.bench_rows import Case, load_of
+from deploy.bench_rows import Case
 from deploy.bench_soak import soak
 
 MIB = 2**20
@@ -38,7 +37,7 @@ def test_fifty_nodes_over_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with RateMeter(tmp_path, seconds=0.05, disk_bytes=MIB) as meter, bench_federation(tmp_path, 50) as (f, keys):
         m = measure(f, keys, case, 2, meter, 600.0)
     assert len(m.seconds) == 2
-    assert component_bytes(load_of(case, m.parameters)).sent == pytest.approx(50 * (m.up + m.down), rel=0.03)
+    assert m.work.sent == pytest.approx(m.up + m.down, rel=0.03)
     assert m.coordinator_peak is not None
     assert m.coordinator_peak < 512 * MIB
     assert m.node_peak is not None
