@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,7 +152,7 @@ def details(found: Sequence[tuple[Case, LargeReading]]) -> list[dict[str, Any]]:
 
 def memory_table(found: Sequence[tuple[Case, LargeReading]]) -> Table:
     """What every process held, for people."""
-    t = Table(title="RssAnon, MiB: at most, and above the idle process", box=SIMPLE_HEAD)
+    t = Table(title="Peak RssAnon, MiB (above idle)", box=SIMPLE_HEAD)
     t.add_column("process")
     for case, _ in found:
         t.add_column(f"{case.backend}, {case.dropouts} gone", justify="right")
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def encoder_size(hidden: Sequence[int], width: int = 16) -> int:
     """Parameters of an mRNA encoder with these hidden layers."""
     layers = (COLUMNS["mrna"], *hidden, width)
-    return sum(a * b + b for a, b in zip(layers, layers[1:], strict=False))
+    return sum(a * b + b for a, b in pairwise(layers))
 
 
 if __name__ == "__main__":
