@@ -63,6 +63,7 @@ lint-proto: ## buf lint of the wire contract (needs npm)
 docs: $(VENV)/.dev ## Regenerates the generated pages
 	$(BIN)/python -m federation.plan_reference > docs/plan-reference.md
 	$(BIN)/python -m monitoring.reference > docs/metrics.md
+	$(BIN)/python -m deploy.bench_docs
 
 clean: ## Removes what make made, but not runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

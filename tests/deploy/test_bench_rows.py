@@ -10,10 +10,12 @@ import pytest
 from rich.console import Console
 
 from deploy import bench_in_memory
-from deploy.bench import cases, passes_of, read_rows, save
+from deploy.bench import RESULTS, cases, passes_of, read_rows, save
+from deploy.bench_docs import BEGIN, END, PAGE, with_rows
 from deploy.bench_floors import Rates, RoundBytes
 from deploy.bench_rates import RateMeter
 from deploy.bench_rows import Case, Measured, merge, rows_of, table
+from security.errors import ConfigurationError
 
 RATES = Rates(1e11, 2e9, 8e9, 1e10, 2e10)
 WORK = RoundBytes(sent=72_000_000, hashed=80_000_000, written=40_000_000)
@@ -90,6 +92,23 @@ def test_the_table_says_what_is_not_known(tmp_path: Path) -> None:
     assert "memory" in said
     assert "–" in said
     assert json.loads(json.dumps(asdict(rows[0])))["coordinator_peak_mib"] is None
+
+
+def test_the_committed_page_shows_the_committed_rows() -> None:
+    root = Path(__file__).parents[2]
+    page, rows = (root / PAGE).read_text(), read_rows(root / RESULTS)
+    assert rows, "make bench"
+    assert with_rows(page, rows) == page, "make docs"
+
+
+def test_a_page_without_a_place_for_rows_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no place"):
+        with_rows("# Performance\n", rows_of([(MASKS, measured(1.0))]))
+    page = f"a\n{BEGIN}\nold\n{END}\nb\n"
+    made = with_rows(page, rows_of([(MASKS, measured(1.0))]))
+    assert made == with_rows(made, rows_of([(MASKS, measured(1.0))]))
+    assert "| 9 | 1,000,000 | masks | grpc | 0 | 1 | 1.00 | – |" in made
+    assert "old" not in made
 
 
 def test_a_case_in_memory_moves_the_bytes_that_the_floors_count(tmp_path: Path) -> None:
