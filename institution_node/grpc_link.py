@@ -79,6 +79,7 @@ class GrpcLink:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._connection = Connection(address, files, now)
+        self._made: tuple[grpc.Channel, InstitutionServiceStub] | None = None
         self._stop = stop or Event()
         self._watcher = watcher or LinkWatcher()
         self._place, self._attempts = str(address), attempts
@@ -317,7 +318,10 @@ class GrpcLink:
     def _stub(self) -> InstitutionServiceStub:
         from consilium.v1.service_pb2_grpc import InstitutionServiceStub
 
-        return InstitutionServiceStub(self._connection.channel())
+        channel = self._connection.channel()
+        if self._made is None or self._made[0] is not channel:  # making one costs a fifth of a call
+            self._made = channel, InstitutionServiceStub(channel)
+        return self._made[1]
 
     def _unary(self, kind: str, method: Callable[[InstitutionServiceStub], Any], request: Any) -> Any:
         # A node that was told to stop says goodbye if it can, and does not wait for it.
