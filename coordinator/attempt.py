@@ -9,11 +9,16 @@ from typing import Final
 
 from consilium.v1 import round_pb2 as pb
 
-from coordinator.outcome import RoundOutcome
+from coordinator.folding import FoldJob
+from coordinator.observer import Observer
+from coordinator.outcome import RoundOutcome, fold_job, folded_openings
+from coordinator.state import RunState
 from coordinator.store import POINT_KINDS, Point
+from federation.plan import Plan
 from federation.rounds import UPDATES, RoundError, consumed
+from federation.vectors import Spool
 from security.secure_sum import spec
-from security.secure_sum.errors import StaleAttemptError, TranscriptError
+from security.secure_sum.errors import BadShareError, StaleAttemptError, TooFewMembersError, TranscriptError
 from security.secure_sum.journal import JournalledAggregator, restore
 from security.secure_sum.phases import AggregatorPhase
 
@@ -143,6 +148,31 @@ class Attempt:
     def _withdrew(self, codes: frozenset[str]) -> bool:
         spare = len(self.machine.attempt.roster) - self.machine.attempt.threshold
         return sum(code in codes for code in self.withdrawn.values()) > spare
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    def job(self, plan: Plan, spool: Spool, run: str, state: RunState, observer: Observer) -> FoldJob | None:
+        """The heavy work that is due, once.
+
+        Args:
+            plan: the plan.
+            spool: where the uploads are.
+            run: its key.
+            state: of the run.
+            observer: told who opened shares that do not fit.
+        """
+        machine = self.machine
+        if self.folding or machine.phase is not AggregatorPhase.OPENINGS or not self.openable:
+            return None
+        try:
+            openings = folded_openings(machine) if self.folded else machine.unmask()
+        except (BadShareError, TooFewMembersError) as error:
+            self.fruitless = len(machine.current.openings)  # more may come until the deadline
+            observer.blamed(error.culprits, error.code)
+            return None
+        job = fold_job(plan, machine, openings, self.folded, spool, run, state, self.outcome)
+        self.folding = True
+        return job
 
     # -- steps --------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from federation.vectors import (
     Buffer,
     Receipt,
     StorageError,
+    StorageFullError,
     UploadConflictError,
     UploadKey,
     UploadMismatchError,
@@ -182,6 +183,17 @@ class FileSpool:
         with storage(folder):
             make_folder(folder.absolute())
             remove_dead_parts(folder, f"*/*/*/*/*{PART}")
+
+    def check_room(self, needed: int) -> None:
+        """See `federation.vectors.Spool`."""
+        with storage(self._folder):
+            free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise StorageFullError(
+                f"a round takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.",
+                remedy="Free space on the coordinator's disk: the round begins by itself then, nothing was lost.",
+                place=str(self._folder),
+            )
 
     def begin(self, key: UploadKey, length: int) -> int:
         """See `federation.vectors.Spool`."""

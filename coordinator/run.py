@@ -16,17 +16,18 @@ from coordinator.errors import NotEnrolledError, RunEndedError
 from coordinator.failed_attempts import after_failure
 from coordinator.folding import FoldJob, FoldResult
 from coordinator.observer import Observer
-from coordinator.outcome import RoundOutcome, fold_job, folded_openings, opened_sum
+from coordinator.outcome import RoundOutcome, opened_sum
 from coordinator.phase_clock import PhaseClock
 from coordinator.restart import RunDamagedError, committed_state, resumed_attempt
+from coordinator.room import room_of
 from coordinator.round_record import round_record
 from coordinator.state import RunState
 from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, Store, StoreError
 from federation.plan import Plan
 from federation.rounds import Cohorts, digest
-from federation.vectors import ContentStore, Spool, StorageError, UploadKey
+from federation.vectors import ContentStore, Spool, StorageError, StorageFullError, UploadKey
 from security.errors import ConsiliumError
-from security.secure_sum.errors import BadShareError, TooFewMembersError
+from security.secure_sum.errors import TooFewMembersError
 from security.secure_sum.journal import JournalledAggregator
 from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
@@ -67,6 +68,7 @@ class Run:
         self.began = now
         self._clock = PhaseClock(now)
         self._burnt = 0
+        self._waiting_attempt = 0  # number of the attempt that begins once the disk has room for it; 0: none
         self.traffic: Counter[str] = Counter()  # payload bytes of the round, `up` and `down`; whoever moves them adds
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -84,6 +86,8 @@ class Run:
     @property
     def phase(self) -> str:
         """Where the run stands, for people."""
+        if self._waiting_attempt and not self.ended:
+            return "waiting for room on the disk"
         if self.ended or self.attempt is None:
             return self.status
         return self.attempt.phase
@@ -236,9 +240,11 @@ class Run:
         """Moves on whatever can: a phase that everybody answered, or whose deadline passed."""
         if self.ended:
             return
-        if self.attempt is None:
+        if self.attempt is None and not self._waiting_attempt:
             self._tick_enrolment(now)
             return
+        if self.attempt is None:
+            self._begin_attempt(self._waiting_attempt, now)
         before = None
         while (attempt := self.attempt) is not None and before != (place := attempt.place):
             before = place
@@ -332,10 +338,18 @@ class Run:
         return Context(self.plan.federation, self.id, self.round, number, digest(round_start))
 
     def _begin_attempt(self, number: int, now: datetime) -> None:
-        # Durable before anybody hears of it: institutions never join an attempt number twice (rule 7).
-        self._store.begin_attempt(self.key, self.round, number, now)
         self.spool.discard_round(self.key, self.round)
         sums = self.state.sums(self.cohorts, self.content, self.round)
+        try:
+            self.spool.check_room(room_of(sums, self.state))
+        except StorageFullError as error:  # nothing was begun; the next tick looks again
+            if not self._waiting_attempt:
+                self._observer.event("waiting-for-room", round=self.round)
+            self.attempt, self._waiting_attempt, self.reason = None, number, str(error)
+            return
+        self._waiting_attempt, self.reason = 0, ""
+        # Durable before anybody hears of it: institutions never join an attempt number twice (rule 7).
+        self._store.begin_attempt(self.key, self.round, number, now)
         start = self.state.round_start(self.id, self.round)
         machine = JournalledAggregator(self.cohorts.attempt(self._context(start, number), sums))
         self.attempt = Attempt(number, start, machine, RoundOutcome(self.cohorts, self.content, sums, self.state))
@@ -367,20 +381,7 @@ class Run:
     def job(self) -> FoldJob | None:
         """The heavy work that is due, once. Its result goes to `folded`."""
         attempt = self.attempt
-        if attempt is None or attempt.folding or attempt.machine.phase is not AggregatorPhase.OPENINGS:
-            return None
-        if not attempt.openable:
-            return None
-        machine = attempt.machine
-        try:
-            openings = folded_openings(machine) if attempt.folded else machine.unmask()
-        except (BadShareError, TooFewMembersError) as error:
-            attempt.fruitless = len(machine.current.openings)  # more may come until the deadline
-            self._observer.blamed(error.culprits, error.code)
-            return None
-        job = fold_job(self.plan, machine, openings, attempt.folded, self.spool, self.key, self.state, attempt.outcome)
-        attempt.folding = True
-        return job
+        return None if attempt is None else attempt.job(self.plan, self.spool, self.key, self.state, self._observer)
 
     def job_failed(self) -> None:
         """The job's storage failed; it may be done again."""

@@ -84,10 +84,10 @@ class RunState:
         kept: set[str] = set()
         if self.setup is not None:
             kept.add(self.setup.schema)
-        chosen = (r.components for r in (self.selection.best, self.selection.instead) if r is not None)
-        for components in (self.components, *chosen):
-            for c in components.values():
-                kept |= {c.weights, *c.slots.values()}
+        for c in self.components.values():
+            kept |= {c.weights, *c.slots.values()}
+        for chosen in (self.selection.best, self.selection.instead):  # for export: nothing goes on from them
+            kept |= {c.weights for c in chosen.components.values()} if chosen is not None else set()
         return kept
 
     def to_json(self) -> str:

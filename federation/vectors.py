@@ -198,6 +198,9 @@ class ContentStore(Protocol):
 class Spool(Protocol):
     """Uploads of masked vectors: resumable in part, counted whole."""
 
+    def check_room(self, needed: int) -> None:
+        """Whether `needed` bytes more would rest here now; raises StorageFullError where they would not."""
+
     def begin(self, key: UploadKey, length: int) -> int:
         """Opens an upload of exactly `length` bytes, or takes an open one up; returns where to go on.
 

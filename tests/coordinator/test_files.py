@@ -26,6 +26,7 @@ from federation.vectors import (
     ContentStore,
     Spool,
     StorageError,
+    StorageFullError,
     UnknownContentError,
     UploadConflictError,
     UploadKey,
@@ -523,3 +524,11 @@ def test_a_full_disk_is_told_and_the_upload_goes_on_once_there_is_space(tmp_path
     assert done.returncode == 0, done.stderr.decode()
     spool = FileSpool(tmp_path / "spool")
     assert read(spool.open(key())) == bytes(range(250)) * 80
+
+
+def test_a_disk_without_room_for_a_round_says_how_much_it_takes_and_has(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path / "spool")
+    spool.check_room(1)
+    with pytest.raises(StorageFullError, match=r"a round takes 1152921504\.6 GB, [\d.]+ GB are free") as refused:
+        spool.check_room(1 << 60)
+    assert "begins by itself" in refused.value.remedy

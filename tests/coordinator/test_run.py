@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from consilium.v1 import service_pb2 as pb
 
+from coordinator.directives import directive_for
 from coordinator.observer import Observer
 from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED
-from federation.vectors import UploadKey
+from federation.in_memory import MemorySpool
+from federation.vectors import StorageFullError, UploadKey
 from institution_node.errors import NonFiniteTrainingError
 from institution_node.trainer import Trajectory
 from institution_node.training import LocalTrainer
@@ -298,6 +300,50 @@ def test_killed_at_a_durable_point_loses_nothing(point: str) -> None:
     assert saved == {LIST_SIGNED: every, SUM_FOLDED: updates, SUM_OPENED: every - last}[point]
     assert [json.loads(r)["round"] for r in federation.run.records()] == [0, 1, 2]
     check_model(federation, 2)
+
+
+class Crowded(MemorySpool):
+    """A spool whose disk takes so many bytes more."""
+
+    free = 0
+    asked: tuple[int, ...] = ()
+
+    def check_room(self, needed: int) -> None:
+        self.asked = (*self.asked, needed)
+        if needed > self.free:
+            raise StorageFullError("no room.", remedy="Free some.")
+
+
+@pytest.mark.parametrize("full_in", [1, 2])
+def test_a_round_does_not_begin_without_room_for_all_of_it_and_begins_by_itself_with_it(full_in: int) -> None:
+    federation = started(rounds=2, server_optimiser={"kind": "fedadam"})
+    federation.coordinator.spool = federation.run.spool = spool = Crowded()
+    waited: list[int] = []
+    spool.free = 1 << 40
+
+    def after() -> None:
+        run = federation.run
+        if run.round == full_in - 1 and run.attempt is not None:
+            spool.free = 0
+        if run.attempt is None and run.round == full_in and not run.ended:
+            assert run.phase == "waiting for room on the disk"
+            assert "Free some" in run.reason
+            assert directive_for(run, run.plan.roster[0], b"").WhichOneof("kind") == "wait"
+            assert federation.coordinator.store.run(run.key).attempt == -1  # nothing was begun
+            waited.append(run.round)
+            if len(waited) == 2:
+                federation.coordinator.restart()  # waiting goes on
+            elif len(waited) == 4:
+                spool.free = max(spool.asked)
+
+    assert federation.run_to_end(after=after) == "finished"
+    assert len(waited) >= 4
+    assert federation.run.reason == ""
+    assert [json.loads(r)["round"] for r in federation.run.records()] == [0, 1, 2]
+    sizes = [
+        part.length for part in federation.run.state.sums(federation.run.cohorts, federation.run.content, 1)[0].parts
+    ]
+    assert max(spool.asked) > 4 * sum(sizes) * (1 + 3)  # the opened sums, and w(t+1) with both slots
 
 
 def test_the_uploads_are_gone_before_the_next_model_takes_room() -> None:
