@@ -6,7 +6,17 @@ from collections.abc import Iterable
 
 from coordinator.state import RunState
 from federation.rounds import UPDATES
+from federation.vectors import Spool, StorageFullError
 from security.secure_sum.spec import Sum
+
+
+def lack_of_room(spool: Spool, sums: Iterable[Sum], state: RunState) -> str:
+    """Why a round cannot begin now, for people; empty: its spool has room for it. Raises StorageError as the spool."""
+    try:
+        spool.check_room(room_of(sums, state))
+    except StorageFullError as error:
+        return str(error)
+    return ""
 
 
 def room_of(sums: Iterable[Sum], state: RunState) -> int:

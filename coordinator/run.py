@@ -19,13 +19,13 @@ from coordinator.observer import Observer
 from coordinator.outcome import RoundOutcome, opened_sum
 from coordinator.phase_clock import PhaseClock
 from coordinator.restart import RunDamagedError, committed_state, resumed_attempt
-from coordinator.room import room_of
+from coordinator.room import lack_of_room
 from coordinator.round_record import round_record
 from coordinator.state import RunState
 from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, Store, StoreError
 from federation.plan import Plan
 from federation.rounds import Cohorts, digest
-from federation.vectors import ContentStore, Spool, StorageError, StorageFullError, UploadKey
+from federation.vectors import ContentStore, Spool, StorageError, UploadKey
 from security.errors import ConsiliumError
 from security.secure_sum.errors import TooFewMembersError
 from security.secure_sum.journal import JournalledAggregator
@@ -86,10 +86,8 @@ class Run:
     @property
     def phase(self) -> str:
         """Where the run stands, for people."""
-        if self._waiting_attempt and not self.ended:
-            return "waiting for room on the disk"
         if self.ended or self.attempt is None:
-            return self.status
+            return "waiting for room on the disk" if self._waiting_attempt and not self.ended else self.status
         return self.attempt.phase
 
     @classmethod
@@ -240,11 +238,10 @@ class Run:
         """Moves on whatever can: a phase that everybody answered, or whose deadline passed."""
         if self.ended:
             return
-        if self.attempt is None and not self._waiting_attempt:
-            self._tick_enrolment(now)
-            return
-        if self.attempt is None:
+        if self._waiting_attempt:
             self._begin_attempt(self._waiting_attempt, now)
+        elif self.attempt is None:
+            self._tick_enrolment(now)
         before = None
         while (attempt := self.attempt) is not None and before != (place := attempt.place):
             before = place
@@ -340,12 +337,10 @@ class Run:
     def _begin_attempt(self, number: int, now: datetime) -> None:
         self.spool.discard_round(self.key, self.round)
         sums = self.state.sums(self.cohorts, self.content, self.round)
-        try:
-            self.spool.check_room(room_of(sums, self.state))
-        except StorageFullError as error:  # nothing was begun; the next tick looks again
+        if lack := lack_of_room(self.spool, sums, self.state):  # nothing was begun; the next tick looks again
             if not self._waiting_attempt:
                 self._observer.event("waiting-for-room", round=self.round)
-            self.attempt, self._waiting_attempt, self.reason = None, number, str(error)
+            self.attempt, self._waiting_attempt, self.reason = None, number, lack
             return
         self._waiting_attempt, self.reason = 0, ""
         # Durable before anybody hears of it: institutions never join an attempt number twice (rule 7).
