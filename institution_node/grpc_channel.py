@@ -37,6 +37,9 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 32 << 20),
     ("grpc.max_send_message_length", 32 << 20),
+    # What one download may have under way: a node that writes to a slow disk would have gRPC hold 200 MiB for it.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 2 << 20),
     # The channels before and after a rotation must not share connections.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
