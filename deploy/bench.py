@@ -50,9 +50,18 @@ def default_cases() -> list[Case]:
         *cases([1_000_000], [3], [0]),
         *cases([1_000_000, 10_000_000], [9], [0, 1]),
         *cases([100_000_000], [9], [0]),
-        *cases([1_000_000], [32, 50], [0]),
+        *cases([1_000_000], [32], [0]),
+        Case(50, 1_000_000),
         *cases([1_000_000], [100], [0], "memory"),
     ]
+
+
+def many_cases() -> list[Case]:
+    """Rows that take minutes each, of `make bench-large`."""
+    return [Case(50, 1_000_000, "none"), *cases([1_000_000], [300], [0], "memory")]
+
+
+SETS: Final = {"default": default_cases, "many": many_cases}
 
 
 def rounds_of(case: Case) -> int:
@@ -60,7 +69,7 @@ def rounds_of(case: Case) -> int:
     words = case.institutions * case.parameters
     if case.transport == "memory":
         return 2 if words <= 100_000_000 else 1
-    return 5 if words <= 100_000_000 else 2
+    return 5 if words <= 50_000_000 else 3 if words <= 100_000_000 else 1
 
 
 def passes_of(case: Case, passes: int) -> int:
@@ -117,7 +126,8 @@ def read_rows(path: Path) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `make bench`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", help="parameters; without it, the cases of the committed table")
+    parser.add_argument("--set", choices=SETS, default="default", help="cases of the committed table; many: up to 300")
+    parser.add_argument("--sizes", type=int, nargs="+", help="parameters, in place of a set")
     parser.add_argument("--institutions", type=int, nargs="+", default=[9])
     parser.add_argument("--dropouts", type=int, nargs="+", default=[0])
     parser.add_argument("--transport", choices=["grpc", "memory"], default="grpc")
@@ -125,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, help="counted rounds in a pass")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args(arguments)
-    wanted = default_cases()
+    wanted = SETS[chosen.set]()
     if chosen.sizes:
         wanted = cases(chosen.sizes, chosen.institutions, chosen.dropouts, chosen.transport)
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder, RateMeter(Path(folder)) as meter:

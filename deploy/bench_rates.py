@@ -53,7 +53,7 @@ class RateMeter:
         disk_bytes: written and read by each process.
     """
 
-    def __init__(self, folder: Path, seconds: float = 0.4, disk_bytes: int = 128 << 20) -> None:
+    def __init__(self, folder: Path, seconds: float = 0.25, disk_bytes: int = 64 << 20) -> None:
         self._folder, self._seconds, self._disk_bytes = folder, seconds, disk_bytes
         self.cores = len(os.sched_getaffinity(0))
         self._pool = ProcessPoolExecutor(self.cores, mp_context=get_context("spawn"))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from deploy import bench_in_memory
-from deploy.bench import RESULTS, cases, passes_of, read_rows, save
+from deploy.bench import RESULTS, SETS, cases, passes_of, read_rows, rounds_of, save
 from deploy.bench_docs import BEGIN, END, PAGE, with_rows
 from deploy.bench_floors import Rates, RoundBytes
 from deploy.bench_rates import RateMeter
@@ -81,6 +81,15 @@ def test_large_cases_run_once_and_each_size_begins_without_masks() -> None:
     assert [c.backend for c in cases([1000], [9], [0, 1])] == ["none", "masks", "masks"]
     assert passes_of(MASKS, 3) == 3
     assert passes_of(replace(MASKS, parameters=100_000_000), 3) == 1
+
+
+def test_a_set_names_every_case_once_and_no_ratio_is_left_without_its_base() -> None:
+    for made in SETS.values():
+        assert len(set(made())) == len(made())
+    everything = {c for made in SETS.values() for c in made()}
+    assert {c.comparable for c in everything} <= everything
+    assert {c.institutions for c in everything} == {3, 9, 32, 50, 100, 300}
+    assert all(rounds_of(c) >= 1 for c in everything)
 
 
 def test_the_table_says_what_is_not_known(tmp_path: Path) -> None:
