@@ -140,7 +140,7 @@ class LocalRun:
         figures = Figures.from_bytes(start.figures)
         models = self._left_behind(states)
         prepared.model.load(start.round, states, self._context.recall())
-        self._context.remember(replace(self._context.recall(), models=models))
+        self._context.note(replace(self._context.recall(), models=models))  # durable before the keys leave
         sums = self._context.cohorts.training_sums(sizes, setup)
         updates = UpdateWork(prepared, start.round, figures)
         statistics = StatisticsWork(prepared, start.round, updates)

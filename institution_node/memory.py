@@ -80,6 +80,9 @@ class Memory(Protocol):
     def save(self, run: str, memory: RunMemory) -> None:
         """Durable when this returns."""
 
+    def note(self, run: str, memory: RunMemory) -> None:
+        """Loaded from now on, and durable with the next `save`: for what no message that leaves before it rests on."""
+
 
 class ProcessMemory:
     """Forgets with the process: for studies and tests."""
@@ -95,6 +98,10 @@ class ProcessMemory:
         """See Memory; not durable."""
         self._kept[run] = memory
 
+    def note(self, run: str, memory: RunMemory) -> None:
+        """See Memory."""
+        self._kept[run] = memory
+
 
 class FolderMemory:
     """One JSON file a run, and one safetensors file for its private components; written and renamed atomically.
@@ -106,7 +113,8 @@ class FolderMemory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._kept: dict[str, RunMemory] = {}  # as on disk: the folder is this process's alone
+        self._kept: dict[str, RunMemory] = {}  # the folder is this process's alone
+        self._private: dict[str, Mapping[str, Float32]] = {}  # as on disk
 
     def load(self, run: str) -> RunMemory:
         """See Memory.
@@ -124,7 +132,7 @@ class FolderMemory:
         try:
             data: dict[str, Any] = json.loads(text)
             private = self._load_private(self._folder / f"{run}.safetensors") if data["private"] else {}
-            self._kept[run] = _decode(data, private)
+            self._kept[run], self._private[run] = _decode(data, private), private
             return self._kept[run]
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise MemoryDamagedError(
@@ -140,10 +148,15 @@ class FolderMemory:
 
     def save(self, run: str, memory: RunMemory) -> None:
         """See Memory."""
-        kept = self._kept.pop(run, None)  # until both files are written, nobody knows what is on disk
-        if memory.private and (kept is None or kept.private is not memory.private):
+        self._kept.pop(run, None)  # until both files are written, nobody knows what is on disk
+        written = self._private.pop(run, None)
+        if memory.private and written is not memory.private:
             _write(self._folder / f"{run}.safetensors", save(dict(memory.private)))
         _write(self._folder / f"{run}.json", json.dumps(_encode(memory), sort_keys=True).encode())
+        self._kept[run], self._private[run] = memory, memory.private
+
+    def note(self, run: str, memory: RunMemory) -> None:
+        """See Memory."""
         self._kept[run] = memory
 
 

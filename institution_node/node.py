@@ -370,6 +370,8 @@ class Node:
         self._link.submit(pb.SubmitRequest(run=part.assignment.run, withdrawal=withdrawal))
 
     def _end(self, part: _Part, ended: pb.RunEnded) -> bool:
+        run = part.assignment.run.hex()
+        self._memory.save(run, self._memory.load(run))  # what was only noted since the last signature
         finish = self._finish
         if finish is not None and ended.final:
             try:

@@ -53,6 +53,11 @@ class RunContext:
         """Durable on return."""
         self.memory.save(self.run.hex(), memory)
 
+    def note(self, memory: RunMemory) -> None:
+        """Remembered in this process, and durable with whatever is remembered next: the mark of the next key message or
+        signature at the latest."""
+        self.memory.note(self.run.hex(), memory)
+
     def share(self, patients: Mapping[str, int], cohort: str) -> float:
         """ñ_i over a cohort's total. 1 where a coordinator understates it: an error would tell by how much."""
         return min(1.0, self.recall().noised_patients / patients[cohort])

@@ -108,4 +108,4 @@ class StatisticsWork:
             kept[subset] = (min(losses.training, largest), min(losses.validation, largest))
         settings = replace(blending_settings(context.plan), weight_floor=0.0)
         blending, _ = advance(memory.blending, own, settings)
-        context.remember(replace(context.recall(), last_losses=kept, blending=blending))
+        context.note(replace(context.recall(), last_losses=kept, blending=blending))

@@ -95,7 +95,7 @@ class UpdateWork:
         memory = replace(memory, known=prepared.model.digests(), known_round=self._number)
         if self._private:
             memory = replace(memory, private={**memory.private, **self._private})
-        context.remember(memory)
+        context.note(memory)
 
     def _rounding(self, component: str) -> PositionedBits:
         """What rounds the words of one component in this round, drawn by this institution alone."""

@@ -184,6 +184,8 @@ class StudyMemory:
     def save(self, run: str, memory: RunMemory) -> None:
         self._runs[run] = memory
 
+    note = save
+
 
 class _Strict(Watcher):
     """Ends the study at the first refusal: here nobody lies, so it is a mistake of ours or a training that diverged."""

@@ -105,6 +105,8 @@ class DictMemory:
     def save(self, run: str, memory: RunMemory) -> None:
         self.kept[run] = memory
 
+    note = save
+
 
 class LinkContent(LinkLibrary):
     """Content by digest, straight over a link."""

@@ -13,6 +13,7 @@ from federation.blending import BlendingState, advance, default_settings
 from federation.losses import LossSums
 from federation.rounds import Setup
 from institution_node.memory import FolderMemory, MemoryDamagedError, ProcessMemory, RunMemory
+from institution_node.similar_cohorts import Waiting
 from security.secure_sum.cohorts import CohortHistory
 from security.secure_sum.high_water import HighWaterMark
 
@@ -35,6 +36,7 @@ def full() -> RunMemory:
         last_losses={"mrna": (0.25, 1 / 3)},
         blending=blending,
         history=CohortHistory({"updates/encoder/mrna": (frozenset({"one", "two", "three"}),)}),
+        waiting=Waiting(frozenset({"one", "two"}), 2, 3, 1),
         private={"classifier/mrna+image": np.array([1.5, -0.0, np.float32(1e-45)], np.float32)},
     )
 
@@ -69,6 +71,19 @@ def test_the_private_components_are_written_only_when_they_change(tmp_path: Path
     assert file.stat().st_ino != before
     again = FolderMemory(tmp_path).load(RUN)
     assert again.known_round == 4
+    assert np.array_equal(again.private["classifier/mrna+image"], np.ones(3, np.float32))
+
+
+def test_what_is_noted_is_written_with_the_next_save_and_not_before(tmp_path: Path) -> None:
+    memory = FolderMemory(tmp_path)
+    memory.save(RUN, full())
+    ones = {"classifier/mrna+image": np.ones(3, np.float32)}
+    memory.note(RUN, replace(memory.load(RUN), known_round=4, private=ones))
+    assert memory.load(RUN).known_round == 4
+    assert same(FolderMemory(tmp_path).load(RUN), full())
+    memory.save(RUN, replace(memory.load(RUN), schema="cd" * 32))
+    again = FolderMemory(tmp_path).load(RUN)
+    assert (again.known_round, again.schema) == (4, "cd" * 32)
     assert np.array_equal(again.private["classifier/mrna+image"], np.ones(3, np.float32))
 
 
