@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 from collections.abc import Iterator
@@ -142,6 +143,13 @@ class FileReader:
                 if count == 0:
                     raise OSError(errno.EIO, "the file became shorter")
                 done += count
+
+    def view(self) -> memoryview:
+        """See `federation.vectors.VectorReader`."""
+        with storage(self._path):
+            if not self._length:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(self._descriptor, self._length, mmap.MAP_SHARED, mmap.PROT_READ))
 
     def close(self) -> None:
         """Lets the descriptor go; reading is over."""

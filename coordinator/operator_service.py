@@ -22,6 +22,7 @@ from coordinator.status import institutions_of, status_of, summary_of
 from coordinator.store import UnknownRunError
 from federation.model_archive import MANIFEST
 from federation.plan_transfer import Gathering
+from federation.tensor_file import TensorFile
 
 if TYPE_CHECKING:  # generic in the stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -119,5 +120,9 @@ class OperatorService(OperatorServiceServicer):
         files = await asyncio.to_thread(export, plan, state, choice, held, records)
         for name in sorted(files, key=lambda each: (each == MANIFEST, each)):
             data = files.pop(name)
+            if isinstance(data, TensorFile):
+                for piece in data:
+                    yield pb.ExportModelResponse(file=name, chunk=bytes(piece))
+                continue
             for start in range(0, max(1, len(data)), CHUNK_BYTES):
                 yield pb.ExportModelResponse(file=name, chunk=data[start : start + CHUNK_BYTES])

@@ -42,6 +42,10 @@ class MemoryReader:
         if out.nbytes:
             as_bytes_view(out)[:] = self._data[offset : offset + out.nbytes]
 
+    def view(self) -> memoryview:
+        """See `federation.vectors.VectorReader`."""
+        return self._data.toreadonly()
+
 
 class MemoryContentWriter:
     """Gathers content for a `MemoryContentStore`."""

@@ -26,13 +26,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from federation import names
 from federation.features import FeatureSchema
+from federation.initialisation import BLOCK
 from federation.layout import Component, Layout, layout
 from federation.model_card import model_card
 from federation.plan import Plan, digest
+from federation.tensor_file import TensorFile, whole
 from security.errors import ConsiliumError
 
 FORMAT: Final = 1
@@ -130,7 +132,14 @@ def manifest_digest(files: Mapping[str, bytes]) -> str:
 
 
 def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None, chosen: str = "") -> dict[str, bytes]:
-    """The model's files, by name. Equal models have equal bytes.
+    """`pack_files` with every file as its bytes: for models that fit in memory several times."""
+    return {name: whole(data) for name, data in pack_files(model, figures, chosen).items()}
+
+
+def pack_files(
+    model: Model, figures: Mapping[str, Mapping[str, float]] | None = None, chosen: str = ""
+) -> dict[str, bytes | TensorFile]:
+    """The model's files, by name; the weights are made as they are written. Equal models have equal bytes.
 
     Args:
         model: all of it is checked as `unpack` checks it.
@@ -143,7 +152,7 @@ def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None,
     made = model.layout
     _check_components(made, model.components)
     tensors = {
-        f"{name}/{part}": np.ascontiguousarray(values, dtype="<f4")
+        f"{name}/{part}": values
         for name in sorted(model.components)
         for part, values in split(made.components[name], model.components[name]).items()
     }
@@ -162,7 +171,7 @@ def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None,
     }
     _check_manifest(manifest, model.plan, made)
     return {
-        WEIGHTS: save(tensors),
+        WEIGHTS: TensorFile(tensors),
         SCHEMA: schema,
         PLAN: plan,
         MANIFEST: _encode(manifest),
@@ -308,5 +317,5 @@ def _check_components(made: Layout, components: Mapping[str, npt.NDArray[np.floa
         if component is None or vector.dtype != np.float32 or vector.shape != (component.size,):
             wanted = "no component of the plan" if component is None else f"not float32[{component.size}]"
             raise ModelArchiveError(f"{name} is {wanted}.", remedy=_AGAIN, place=WEIGHTS)
-        if not np.isfinite(vector).all():
+        if not all(np.isfinite(vector[k : k + BLOCK]).all() for k in range(0, len(vector), BLOCK)):
             raise ModelArchiveError(f"{name} holds NaN or infinity.", remedy="Export an earlier round.", place=WEIGHTS)

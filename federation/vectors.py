@@ -155,6 +155,13 @@ class VectorReader(Protocol):
             StorageError: the bytes could not be read.
         """
 
+    def view(self) -> memoryview:
+        """All bytes, read-only; a file's are mapped, not in this process's own memory.
+
+        Raises:
+            StorageError: they cannot be mapped.
+        """
+
 
 class ContentWriter(Protocol):
     """Content on its way into a store; invisible until `commit`."""

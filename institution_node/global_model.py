@@ -114,7 +114,7 @@ class GlobalModel:
             self._start(name, kept, state)
         else:
             for vector, digest in missing:
-                self._fetch(vector, digest)
+                fetch_into(vector, self._library, digest)
         kept.now = state
         return kept
 
@@ -131,11 +131,6 @@ class GlobalModel:
             )
         for slot, vector in kept.slots.items():
             vector.fill(initial_value(self._optimiser, slot))
-
-    def _fetch(self, vector: ModelVector, digest: str) -> None:
-        blocks = _Blocks(np.dtype("<f4"), vector.put)
-        self._library.stream(digest, 4 * vector.size, blocks.take)
-        blocks.end()
 
     def advance(
         self, name: str, words: str, encoding: ModelEncoding, expected: ComponentDigests, own: Update | None = None
@@ -179,6 +174,18 @@ class GlobalModel:
     def digests(self) -> dict[str, str]:
         """Digest of the weights of each component, as followed so far."""
         return {name: kept.now.weights for name, kept in self._kept.items() if kept.now is not None}
+
+
+def fetch_into(vector: ModelVector, library: Library, digest: str) -> None:
+    """Fills a vector with content, block by block.
+
+    Raises:
+        RoundError: the content has another length.
+        ContentMismatchError: what came is something else; the vector holds nothing that may be used.
+    """
+    blocks = _Blocks(np.dtype("<f4"), vector.put)
+    library.stream(digest, 4 * vector.size, blocks.take)
+    blocks.end()
 
 
 class _Kept:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from federation.model_archive import MANIFEST, PLAN, SCHEMA, WEIGHTS, Model, ModelArchiveError, unpack
+from federation.tensor_file import TensorFile
 
 
 def read_model(folder: Path, expected: str = "") -> Model:
@@ -33,12 +34,12 @@ def read_model(folder: Path, expected: str = "") -> Model:
     return unpack(files, expected)
 
 
-def write_model(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_model(folder: Path, files: Mapping[str, bytes | TensorFile]) -> None:
     """Writes a packed model, the manifest last: a folder with a manifest is whole. Existing files are replaced.
 
     Args:
         folder: made if it is not there, readable by its owner only (private components may be inside).
-        files: from `model_archive.pack`.
+        files: from `model_archive.pack` or `pack_files`.
 
     Raises:
         OSError: the disk's.
@@ -50,7 +51,9 @@ def write_model(folder: Path, files: Mapping[str, bytes]) -> None:
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(files[name])
+                data = files[name]
+                for piece in (data,) if isinstance(data, bytes) else data:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, folder / name)

@@ -16,6 +16,7 @@ from coordinator.selection import BestRound, Criterion, Selection, reason
 from coordinator.state import RunState
 from coordinator.status import status_of
 from federation.rounds import ComponentDigests
+from federation.tensor_file import whole
 from tests.plans import example_plan
 from tests.small_federation import SmallFederation, small_plan
 
@@ -146,7 +147,7 @@ def test_status_and_model_card_say_what_chose_the_model(left: SmallFederation) -
     records = list(run.records())
     choice = choose(run.plan, run.state, [json.loads(r)["round"] for r in records])
     files = export(run.plan, run.state, choice, hold(run.content, run.state, choice), records)
-    card = " ".join(files["MODEL_CARD.md"].decode().split())
+    card = " ".join(whole(files["MODEL_CARD.md"]).decode().split())
     assert f"- Round: {choice.round}, the lowest validation losses of the institutions that were left" in card
     assert "did not open for 3 rounds" in card
     best = run.state.selection.best

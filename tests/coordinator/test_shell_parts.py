@@ -28,6 +28,7 @@ from federation.layout import layout
 from federation.model_archive import unpack
 from federation.plan_problems import PlanError, Problem
 from federation.rounds import ComponentDigests, Setup
+from federation.tensor_file import whole
 from federation.vectors import UploadOffsetError
 from security.certificate_errors import CertificateExpiredError, CertificateRevokedError, ForeignAuthorityError
 from security.certificates import Role
@@ -192,7 +193,7 @@ def test_the_summed_components_and_no_others_are_exported() -> None:
     assert choice.round == 1  # the plan selects the best
     held = hold(content, state, choice)
     content.collect(set())  # the next round is committed meanwhile
-    files = export(PLAN, state, choice, held, records)
+    files = {name: whole(data) for name, data in export(PLAN, state, choice, held, records).items()}
     model = unpack(files)
     assert list(model.components) == SHARED
     assert all((vector == 0.5).all() for vector in model.components.values())
