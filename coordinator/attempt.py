@@ -17,6 +17,7 @@ from coordinator.store import POINT_KINDS, Point
 from federation.plan import Plan
 from federation.rounds import UPDATES, RoundError, consumed
 from federation.vectors import Spool
+from security.ckks.aggregator import make_aggregator
 from security.secure_sum import spec
 from security.secure_sum.errors import BadShareError, StaleAttemptError, TooFewMembersError, TranscriptError
 from security.secure_sum.journal import JournalledAggregator, restore
@@ -84,7 +85,7 @@ class Attempt:
     @staticmethod
     def resumed(saved: pb.Checkpoint, what: spec.Attempt, outcome: RoundOutcome) -> Attempt:
         """The attempt that wrote a checkpoint, in the phase in which it did; `outcome` has taken nothing yet."""
-        machine = restore(what, saved.journal)
+        machine = restore(make_aggregator(what), saved.journal)
         withdrawn = dict.fromkeys(saved.withdrawn, "restart")
         for data in saved.opened:
             outcome.take(data)
@@ -119,6 +120,12 @@ class Attempt:
             return frozenset()
         cohort, what = self.machine.cohort, self.machine.attempt
         return frozenset(i for i in cohort - updates.alive if what.uploaded_parts(UPDATES, cohort, i))
+
+    def asks(self, institution: str) -> bool:
+        """Whether an institution is to open its shares, or decrypt, and has not done so."""
+        machine = self.machine
+        asked = institution in machine.asked(self.withdrawn.keys())
+        return asked and not (self.folding or self.folded) and institution not in machine.current.openings
 
     @property
     def openable(self) -> bool:

@@ -70,19 +70,18 @@ def _as_shareholder(attempt: Attempt, institution: str) -> pb.Directive | None:
             keys = [machine.keys[signer].to_proto() for signer in sorted(machine.keys)]
             return pb.Directive(deal_shares=pb.DealShares(keys=keys))
         case AggregatorPhase.UPLOADS if current.transcript:
-            return pb.Directive(
-                contribute=pb.Contribute(
-                    sum=current.name,
-                    cohort=sorted(machine.cohort),
-                    shares=[s.to_proto() for s in machine.shares_for(institution)],
-                    opened=attempt.opened,
-                )
+            contribute = pb.Contribute(
+                sum=current.name,
+                cohort=sorted(machine.cohort),
+                shares=[s.to_proto() for s in machine.shares_for(institution)],
+                opened=attempt.opened,
             )
+            if machine.encryption_key is not None:
+                contribute.encryption_key.CopyFrom(machine.encryption_key.to_proto())
+            return pb.Directive(contribute=contribute)
         case AggregatorPhase.SIGNATURES:
             return pb.Directive(sign_list=pb.SignList(list=current.payload))
-        case AggregatorPhase.OPENINGS if (
-            institution not in current.openings and not attempt.folding and not attempt.folded
-        ):
+        case AggregatorPhase.OPENINGS if attempt.asks(institution):
             # The first `threshold` that came: later ones decide nothing, and must not change the directive.
             decided = list(current.signatures.values())[: machine.attempt.threshold]
             signatures = [sum_pb.SignedMessage(signer=s.signer, signature=s.signature) for s in decided]

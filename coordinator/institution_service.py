@@ -28,9 +28,10 @@ from coordinator.errors import (
 from coordinator.failpoints import hit
 from coordinator.hub import Hub
 from coordinator.live_run import LiveRun
+from coordinator.published import open_published
 from coordinator.run import NotEnrolledError, RunEndedError
 from federation.plan_transfer import pieces
-from federation.vectors import UploadKey, UploadOffsetError, check_digest, unknown_content
+from federation.vectors import UploadKey, UploadOffsetError
 from security.certificates import Identity
 from security.secure_sum.messages import Signed, UploadHeader
 from security.signing import parse_public_key_text
@@ -108,7 +109,9 @@ class InstitutionService(InstitutionServiceServicer):
                     if request.shares.sender != identity.name:
                         raise _not_the_signer(request.shares.sender, identity)
                     shares = [_signed(m, identity) for m in request.shares.messages]
-                    run.take_shares(identity.name, shares, now)
+                    dealt = request.shares
+                    key = _signed(dealt.encryption_key, identity) if dealt.HasField("encryption_key") else None
+                    run.take_shares(identity.name, shares, now, key)
                 case "signature":
                     run.take_signature(_signed(request.signature, identity), now)
                 case "opening":
@@ -184,10 +187,9 @@ class InstitutionService(InstitutionServiceServicer):
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.DownloadResponse]:
         """Content that the run has published, from an offset on."""
         live = await self._live(request.run)
-        if check_digest(request.digest) not in live.published():
-            raise unknown_content(request.digest)
-        reader = live.content.open(request.digest)
-        length, offset, name = reader.length, request.offset, caller.get().name
+        name = caller.get().name
+        reader = open_published(live.run, name, request.digest)
+        length, offset = reader.length, request.offset
         if offset > length:
             raise OffsetError(f"a download begins at byte {offset} of {length}.", remedy="Begin within the content.")
 

@@ -24,7 +24,6 @@ from coordinator.folding import FoldJob, FoldResult, run_job
 from coordinator.observe import RunObserver
 from coordinator.run import Run
 from coordinator.store import StoreError
-from federation.rounds import opened_by
 from federation.vectors import ContentStore, StorageError, UploadKey
 from security.errors import ConfigurationError, ConsiliumError, ProtocolError
 from security.secure_sum.messages import Signed
@@ -189,17 +188,6 @@ class LiveRun:
         self.run.poll(institution, self._clock())
         self.run.traffic[way] += size
 
-    def published(self) -> set[str]:
-        """Digests of what this run has shown to its institutions, and keeps."""
-        shown = self.run.state.digests()
-        if self.run.attempt is not None:
-            for data in self.run.attempt.opened:
-                message, _ = opened_by(data)
-                shown |= {part.words for part in message.parts}
-                for state in message.components:
-                    shown |= {state.weights, *state.slots.values()}
-        return shown
-
     # -- the heavy work -----------------------------------------------------------------------------------------
 
     def _work_if_due(self) -> None:
@@ -292,4 +280,6 @@ class LiveRun:
             return run.status, run.reason, run.round
         machine = attempt.machine
         current = machine.current
-        return (run.round, attempt.number, machine.phase, current.name, bool(current.transcript), attempt.folding)
+        asked = machine.asked(attempt.withdrawn.keys()) if machine.phase is AggregatorPhase.OPENINGS else frozenset()
+        place = (run.round, attempt.number, machine.phase, current.name)
+        return (*place, bool(current.transcript), attempt.folding, asked)

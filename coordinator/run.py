@@ -26,9 +26,9 @@ from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, S
 from federation.plan import Plan
 from federation.rounds import Cohorts, digest
 from federation.vectors import ContentStore, Spool, StorageError, UploadKey
+from security.ckks.aggregator import make_aggregator
 from security.errors import ConsiliumError
 from security.secure_sum.errors import TooFewMembersError
-from security.secure_sum.journal import JournalledAggregator
 from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.spec import Context
@@ -181,9 +181,9 @@ class Run:
         attempt.withdrawn.pop(signed.signer, None)
         self.tick(now)
 
-    def take_shares(self, sender: str, messages: list[Signed], now: datetime) -> None:
-        """One dealer's share messages; see `Aggregator.take_shares` for the errors."""
-        self._attempt_for(sender).machine.take_shares(sender, messages)
+    def take_shares(self, sender: str, messages: list[Signed], now: datetime, key: Signed | None = None) -> None:
+        """One dealer's share messages, and its encryption key; see `Aggregator.take_shares` for the errors."""
+        self._attempt_for(sender).machine.take_shares(sender, messages, key)
         self.tick(now)
 
     def take_signature(self, signed: Signed, now: datetime) -> None:
@@ -298,7 +298,10 @@ class Run:
                     self._fail_attempt(attempt, "missing-signatures", now)
             case AggregatorPhase.OPENINGS:
                 if not attempt.folding and not attempt.openable and self._clock.late(now, deadlines.openings):
-                    self._fail_attempt(attempt, "missing-openings", now)
+                    if machine.pass_on(attempt.withdrawn.keys()):
+                        self._entered(now)
+                    else:
+                        self._fail_attempt(attempt, "missing-openings", now)
             case AggregatorPhase.DONE:
                 pass
 
@@ -346,7 +349,7 @@ class Run:
         # Durable before anybody hears of it: institutions never join an attempt number twice (rule 7).
         self._store.begin_attempt(self.key, self.round, number, now)
         start = self.state.round_start(self.id, self.round)
-        machine = JournalledAggregator(self.cohorts.attempt(self._context(start, number), sums))
+        machine = make_aggregator(self.cohorts.attempt(self._context(start, number), sums))
         self.attempt = Attempt(number, start, machine, RoundOutcome(self.cohorts, self.content, sums, self.state))
         self._entered(now)
 

@@ -156,7 +156,8 @@ def measure(case: Case, rounds: int, meter: RateMeter) -> Measured:
         work = LocalRun(
             plan_bytes, name, generated_patients(plan, name, rng), library, memory, rng, make_trainer=trainer
         )
-        participants[name] = Participant(Session(plan_bytes, name, identities[name], rng, memory, work), link)
+        session = Session(plan_bytes, name, identities[name], rng, memory, work, fetch=library.fetch)
+        participants[name] = Participant(session, link)
     run_to_end(coordinator, participants)
     loads = loads_of(plan, {MODALITY: COLUMNS}, names[: case.dropouts])
     return _measured(case, loads, observer, median_rates([before, meter.measure()]))

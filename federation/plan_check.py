@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from federation.fixed_point import prove_no_wrap
 from federation.names import NAME_PATTERN
 from federation.plan import Column, Plan
+from federation.plan_ckks import encryption_problems, size_problems
 from federation.plan_problems import Path, PlanError, Problem
 from federation.plan_tables import Range
 from federation.settings import model_encoding
@@ -46,8 +47,9 @@ def check(plan: Plan) -> None:
 
 def find_problems(plan: Plan) -> tuple[Problem, ...]:
     """Every problem of a plan; none: it may run."""
-    parts = (_run, _label, _modalities, _roster, _secure_sum, _floors, _method, _privacy)
-    return (*_ranges(plan, ()), *(problem for part in parts for problem in part(plan)))
+    parts = (_run, _label, _modalities, _roster, _secure_sum, _floors, _method, _privacy, encryption_problems)
+    found = (*_ranges(plan, ()), *(problem for part in parts for problem in part(plan)))
+    return found or tuple(size_problems(plan))
 
 
 def minimum_threshold(institutions: int, max_colluders: int) -> int:

@@ -60,6 +60,8 @@ def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
     losses = [subset for subset, holders in parts.subsets.items() if len(holders) >= floor]
     yield "Secure sums"
     yield f"  backend    {settings.backend}"
+    if settings.ckks:
+        yield f"  encrypted  {', '.join(settings.ckks)} (CKKS): open to a coordinator that colludes with one of them"
     yield (
         f"  roster     {settings.threshold} of {n} open a sum and sign for it; stands {settings.max_colluders} "
         f"colluding and {n - settings.threshold} dropped out"

@@ -168,6 +168,26 @@ class SecureSumSettings(PlanTable):
     similar_wait: Annotated[
         U32, Range(1, 1000, "rounds"), about("Of `wait`, at first; each change of the cohort doubles it for the next.")
     ] = 3
+    ckks: Annotated[
+        tuple[Literal["holders", "counts", "means", "squares", "weights", "updates", "statistics"], ...],
+        about(
+            "Sums that are encrypted (CKKS) instead: 7.6 times the bytes of a 32-bit word, and no recovery phase. "
+            "Of round 0: holders, counts, means, squares, weights; of every round: updates, statistics. "
+            "Needs coordinator_colludes = false, and allow_ckks in every institution's policy."
+        ),
+    ] = ()
+    ckks_max_bytes: Annotated[
+        U32,
+        Range(61952, 16777216, "bytes"),
+        about("Most ciphertext bytes of all vectors of one encrypted sum; a plan with a larger one is refused."),
+    ] = 4194304
+    coordinator_colludes: Annotated[
+        bool,
+        about(
+            "Whether the coordinator may collude with institutions. Masks stand up to max_colluders of them; "
+            "`ckks` stands none, so it must say false."
+        ),
+    ] = True
 
 
 class Training(PlanTable):

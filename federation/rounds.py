@@ -22,6 +22,7 @@ from federation.feature_sums import FEATURE_SUMS, vector_length
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan
 from federation.settings import model_encoding
+from security.ckks.encoding import encrypted
 from security.errors import ProtocolError
 from security.secure_sum.derive import digest_of
 from security.secure_sum.messages import SurvivorList
@@ -271,6 +272,7 @@ class Cohorts:
         """An attempt of this plan."""
         s = self.plan.secure_sum
         roster = {i.name: parse_public_key_text(i.key) for i in self.plan.institutions}
+        sums = tuple(encrypted(each) if each.name in s.ckks else each for each in sums)
         return Attempt(context, roster, s.threshold, s.max_colluders, s.k_min, sums, masked=s.backend == "masks")
 
 

@@ -31,7 +31,7 @@ from institution_node.link import (
 )
 from security.errors import ConsiliumError
 from security.secure_sum.messages import UploadHeader
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 from security.tls import TlsFiles, TlsMaterial
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class GrpcLink:
 
     # -- transfers ----------------------------------------------------------------------------------------------
 
-    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+    def upload(self, run: bytes, upload: Upload) -> None:
         """See CoordinatorLink."""
         where = pb.GetUploadRequest(run=run, header=upload.header.to_proto())
         position = pb.GetUploadResponse()  # most uploads are new there: only where this one is not, it is asked how far
@@ -196,7 +196,7 @@ class GrpcLink:
                     raise
             position = self._unary("control", lambda s: s.GetUpload, where)
 
-    def _send(self, run: bytes, upload: MaskedUpload, offset: int) -> pb.UploadResponse:
+    def _send(self, run: bytes, upload: Upload, offset: int) -> pb.UploadResponse:
         header = UploadHeader.decode(upload.header.payload)
         fault: list[BaseException] = []
 

@@ -14,7 +14,7 @@ from consilium.v1 import service_pb2 as pb
 from federation.content_hash import content_digest
 from federation.rounds import RoundError
 from security.errors import ConsiliumError, ProtocolError
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 
 PROTOCOL_VERSION: Final = 1
 
@@ -99,7 +99,7 @@ class CoordinatorLink(Protocol):
         """
         ...
 
-    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+    def upload(self, run: bytes, upload: Upload) -> None:
         """Sends a masked vector, whole: goes on by itself where it was cut off. Returns when it counts."""
         ...
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event
 from typing import Final
 
@@ -311,6 +312,7 @@ class Node:
             GuardedWork(work),
             assignment.policy.similar_cohorts_of(assignment.plan),
             self._watcher,
+            partial(self._link.download, assignment.run),
         )
         self._watcher.enrolled(assignment.run)
         self._part, self._refused = _Part(assignment, session, opening.pop_all()), None

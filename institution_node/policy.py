@@ -26,6 +26,7 @@ Rule = Literal[
     "modalities",
     "accepted_plans",
     "backend",
+    "allow_ckks",
     "k_min",
     "differential_privacy",
     "epsilon_max",
@@ -72,6 +73,8 @@ class Policy(Table):
             be shown outright, and every ε is small.
         data_is_public: the tables hold nothing that needs protection: tests, studies, the bench.
         similar_cohorts: `withhold` does so even where the plan only logs.
+        allow_ckks: plans may encrypt sums (CKKS); these fall to one institution that colludes with the coordinator, and
+            the institution that decrypts could read each vector by itself.
         allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.
     """
 
@@ -81,6 +84,7 @@ class Policy(Table):
     delta_max: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 1e-5
     data_is_public: bool = False
     similar_cohorts: Literal["log", "withhold"] = "log"
+    allow_ckks: bool = False
     allow_seeded_randomness: bool = False
 
     @field_validator("accepted_plans")
@@ -200,6 +204,13 @@ class Policy(Table):
                 "backend",
                 f"the plan's backend {plan.secure_sum.backend!r} shows every vector to the coordinator.",
                 'Ask for a plan with backend = "masks".',
+            )
+        if plan.secure_sum.ckks and not self.allow_ckks:
+            refuse(
+                "allow_ckks",
+                f"the plan encrypts {', '.join(plan.secure_sum.ckks)}: one institution that colludes with the "
+                "coordinator opens every vector.",
+                "Ask for a plan without `ckks`; or, if you trust every institution, write allow_ckks = true.",
             )
         if plan.secure_sum.k_min < self.smallest_sum:
             refuse(

@@ -18,15 +18,16 @@ from federation.plan import Plan
 from federation.rounds import STATISTICS, UPDATES, Cohorts, consumed, digest, opened_by, read_round_start
 from institution_node.memory import Memory, RunMemory
 from institution_node.similar_cohorts import consider
+from security.ckks.member import make_member
 from security.errors import ConsiliumError, ProtocolError
 from security.privacy.randomness import Randomness
 from security.secure_sum.cohorts import Cohort
 from security.secure_sum.errors import DifferencingError, TranscriptError
-from security.secure_sum.member import Member
+from security.secure_sum.member import Fetch, Member, nothing_to_fetch
 from security.secure_sum.messages import Signed, SurvivorList
 from security.secure_sum.phases import MemberPhase
 from security.secure_sum.spec import Context, Part, Sum
-from security.secure_sum.upload import MaskedUpload, WordSource
+from security.secure_sum.upload import Upload, WordSource
 from security.signing import IdentityKey
 
 
@@ -68,7 +69,7 @@ class Reply:
     """What to send. At most one of the two."""
 
     message: pb.SubmitRequest | None = None
-    upload: MaskedUpload | None = None
+    upload: Upload | None = None
 
 
 class Watcher:
@@ -105,6 +106,7 @@ class Session:
         work: what is computed.
         similar_cohorts: the local policy's, where it is stricter than the plan.
         watcher: told what happens.
+        fetch: downloads what an encrypted sum is opened with.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Session:
         work: RoundWork,
         similar_cohorts: Literal["log", "withhold"] = "log",
         watcher: Watcher | None = None,
+        fetch: Fetch = nothing_to_fetch,
     ) -> None:
         self.plan = Plan.from_bytes(plan_bytes)
         self.run = digest(plan_bytes)
@@ -125,6 +128,7 @@ class Session:
         self._memory, self._work = memory, work
         self._similar = "withhold" if self.plan.secure_sum.similar_cohorts == "withhold" else similar_cohorts
         self._watcher = watcher or Watcher()
+        self._fetch = fetch
         self._cohorts = Cohorts(self.plan)
         self._place: tuple[int, int] = (-1, 0)
         self._member: Member | None = None
@@ -170,7 +174,7 @@ class Session:
             self._member = None
         # Durable before the keys leave: after a restart this attempt can only be withdrawn from (rules 7 and 8).
         self._memory.save(self.run.hex(), replace(self._recall(), mark=mark))
-        member = Member(self._cohorts.attempt(context, sums), self.name, self._identity, self._randomness)
+        member = make_member(self._cohorts.attempt(context, sums), self.name, self._identity, self._randomness)
         reply = self._keys(member)
         self._member, self._sums, self._opened = member, sums, []
         self._entered, self._survived_updates = "", True
@@ -183,6 +187,8 @@ class Session:
     def _deal(self, m: pb.DealShares) -> Reply:
         dealt = self._current().deal([Signed.from_proto(k) for k in m.keys])
         shares = sum_pb.DealtShares(sender=self.name, messages=[s.to_proto() for s in dealt.values()])
+        if (key := self._current().encryption_key) is not None:
+            shares.encryption_key.CopyFrom(key.to_proto())
         return Reply(pb.SubmitRequest(run=self.run, shares=shares))
 
     def _contribute(self, m: pb.Contribute) -> Reply:
@@ -190,7 +196,8 @@ class Session:
         if member.phase in (MemberPhase.NEW, MemberPhase.KEYED):
             raise WithdrawnError("the attempt went on before this institution had dealt its shares.")
         if member.phase is MemberPhase.DEALT:
-            member.accept(list(m.cohort), [Signed.from_proto(s) for s in m.shares])
+            key = Signed.from_proto(m.encryption_key) if m.HasField("encryption_key") else None
+            member.accept(list(m.cohort), [Signed.from_proto(s) for s in m.shares], key)
             if member.complaints:
                 self._watcher.complained(member.complaints)
         self._follow(list(m.opened))
@@ -285,7 +292,7 @@ class Session:
             self._sign(m.list)  # the others decided without us; the same checks, the same mark
         if member.phase not in (MemberPhase.SIGNED, MemberPhase.OPENED):
             return NOTHING
-        opening = member.open([Signed.from_proto(s, m.list) for s in m.signatures])
+        opening = member.open([Signed.from_proto(s, m.list) for s in m.signatures], self._fetch)
         return Reply(pb.SubmitRequest(run=self.run, opening=opening.to_proto()))
 
     # -- inside -------------------------------------------------------------------------------------------------

@@ -71,6 +71,10 @@ k_min = 3
 
 # "withhold": do not sign for a cohort that differs from a recent one by one or two institutions.
 # similar_cohorts = "withhold"
+
+# true: also plans that encrypt sums (CKKS) instead of masking them. One institution that colludes with the coordinator
+# then opens every institution's vector, and the one that decrypts could read each. Masks have neither weakness.
+# allow_ckks = true
 """
 
 

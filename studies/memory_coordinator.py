@@ -10,6 +10,7 @@ from consilium.v1 import service_pb2 as pb
 from coordinator.directives import directive_for
 from coordinator.folding import run_job
 from coordinator.observer import Observer
+from coordinator.published import open_published
 from coordinator.run import Run
 from coordinator.store import Store
 from federation.content_hash import ContentHash
@@ -19,7 +20,7 @@ from federation.plan import Plan
 from federation.rounds import digest
 from institution_node.link import verified, wrong_length
 from security.secure_sum.messages import Signed
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """Studies have no clock: time moves only when nobody can."""
@@ -107,7 +108,9 @@ class MemoryLink:
             case "keys":
                 run.take_keys(Signed.from_proto(request.keys), now)
             case "shares":
-                run.take_shares(self._institution, [Signed.from_proto(m) for m in request.shares.messages], now)
+                dealt = request.shares
+                key = Signed.from_proto(dealt.encryption_key) if dealt.HasField("encryption_key") else None
+                run.take_shares(self._institution, [Signed.from_proto(m) for m in dealt.messages], now, key)
             case "signature":
                 run.take_signature(Signed.from_proto(request.signature), now)
             case "opening":
@@ -117,7 +120,7 @@ class MemoryLink:
                 run.withdraw(self._institution, w.round, w.attempt, w.code, now)
         return pb.Directive()
 
-    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+    def upload(self, run: bytes, upload: Upload) -> None:
         """See CoordinatorLink."""
         spool = self._coordinator.spool
         key = self._run.begin_upload(upload.header)
@@ -135,7 +138,7 @@ class MemoryLink:
 
     def download(self, run: bytes, digest: str) -> bytearray:
         """See CoordinatorLink."""
-        reader = self._coordinator.content.open(digest)
+        reader = open_published(self._run, self._institution, digest)
         data = bytearray(reader.length)
         reader.read_into(0, memoryview(data))
         self._run.traffic["down"] += len(data)

@@ -120,7 +120,14 @@ def simulate(
         library = LinkLibrary(link, coordinator.run.id, capacity=0)
         work = LocalRun(plan_bytes, name, institution_data(shards[name], plan), library, memory, randomness)
         session = Session(
-            plan_bytes, name, identities[name], randomness.child("secure-sum"), memory, work, watcher=_Strict(name)
+            plan_bytes,
+            name,
+            identities[name],
+            randomness.child("secure-sum"),
+            memory,
+            work,
+            watcher=_Strict(name),
+            fetch=library.fetch,
         )
         participants[name] = Participant(session, link)
     run_to_end(coordinator, participants)

@@ -21,7 +21,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 _TESTS: Final = "tests/security/secure_sum/"
 _CODE: Final = "security/secure_sum/"
-_COPIED: Final = ("security", "proto", "tests/security/secure_sum", "pyproject.toml")
+_COPIED: Final = ("security", "proto", "tests/security/secure_sum", "tests/security/ckks", "pyproject.toml")
 
 
 @dataclass(frozen=True)

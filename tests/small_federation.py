@@ -34,7 +34,7 @@ from security.privacy.ledger import PrivacyLedger
 from security.privacy.randomness import Randomness, SeededRandomness
 from security.secure_sum.masks import word_type
 from security.secure_sum.spec import Part, Sum
-from security.secure_sum.upload import MaskedUpload, WordSource
+from security.secure_sum.upload import Upload, WordSource
 from studies.federation import Participant
 from studies.memory_coordinator import MemoryCoordinator, MemoryLink
 from tests.plans import example_identity, example_institutions, example_plan
@@ -246,7 +246,7 @@ class TappedLink(MemoryLink):
         self._tap(str(request.WhichOneof("message")), request.SerializeToString())
         return super().submit(request)
 
-    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+    def upload(self, run: bytes, upload: Upload) -> None:
         self._tap("header", upload.header.payload + upload.header.signature)
         self._tap("upload", b"".join(upload.chunks()))
         super().upload(run, upload)
@@ -330,7 +330,9 @@ class SmallFederation:
         )
         work.recorded = self.recorded[name]
         identity = example_identity(self.plan.roster.index(name))
-        session = Session(self.bytes, name, identity, rng.child("session"), memory, work, watcher=ears)
+        session = Session(
+            self.bytes, name, identity, rng.child("session"), memory, work, watcher=ears, fetch=content.fetch
+        )
         self.works[name], self.participants[name] = work, Participant(session, link)
 
     def enrol(self, *names: str) -> None:

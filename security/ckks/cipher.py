@@ -18,9 +18,9 @@ import numpy as np
 import tenseal as ts
 
 from security.ckks.encoding import DEGREE, MAX_CIPHERTEXT_BYTES, MODULI_BITS, SLOTS, Slots
+from security.ckks.messages import MAX_KEY_BYTES
 from security.secure_sum.errors import MalformedMessageError
 
-MAX_KEY_BYTES: Final = 140_000
 _SEAL: Final = b"\x5e\xa1\x10"
 
 

@@ -9,23 +9,24 @@ words alone. That is also why no flooding noise is added: there is no approximat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from security.secure_sum.errors import SecureSumError
 from security.secure_sum.masks import Words, word_type
-from security.secure_sum.spec import Part
+from security.secure_sum.spec import Part, Ring, Sum
 
 DEGREE: Final = 4096
 MODULI_BITS: Final = (54, 55)
 """The first carries the data; the second serves key switching, which sums do not need, and encryption."""
 SLOTS: Final = DEGREE // 2
-CIPHERTEXT_BYTES: Final = 61_800
-"""Of one ciphertext of `SLOTS` numbers: two polynomials of 4096 coefficients of 54 bits, compressed; ± 50."""
-MAX_CIPHERTEXT_BYTES: Final = 66_560
+FRAME_BYTES: Final = 61_952
+"""Room for one ciphertext of `SLOTS` numbers, so that an upload's length follows from the plan: two polynomials of 4096
+coefficients of 54 bits, compressed, have 61,722 bytes and a standard deviation of 14; and their own length."""
+MAX_CIPHERTEXT_BYTES: Final = FRAME_BYTES - 2
 
 NOISE: Final = 700.0
 """Standard deviation of a slot of one fresh ciphertext: √(N/2 · (1 + 2N/3)/12) = 683, the rounding of the switch from
@@ -57,14 +58,14 @@ class SlotCode:
         scale: what a unit of a digit is multiplied with; a power of two.
     """
 
-    ring: int
+    ring: Ring
     members: int
     digits: int
     bits: int
     scale: float
 
     @staticmethod
-    def of(ring: int, members: int) -> SlotCode:
+    def of(ring: Ring, members: int) -> SlotCode:
         """The code with the fewest slots a word.
 
         Args:
@@ -135,10 +136,14 @@ class SlotCode:
         for digit in range(self.digits):
             part = digits[digit * length : (digit + 1) * length].astype(np.uint64)
             total += part << np.uint64(self.bits * digit)  # modulo 2^64, and so modulo any smaller ring
-        kind: np.dtype[Any] = word_type(self.ring)  # type: ignore[arg-type]  # a ring of a Part
-        return (total & np.uint64(2**self.ring - 1)).astype(kind)
+        return (total & np.uint64(2**self.ring - 1)).astype(word_type(self.ring))
 
 
-def upload_bytes(parts: tuple[Part, ...]) -> int:
-    """About how many bytes one institution sends for these parts."""
-    return sum(SlotCode.for_part(p).ciphertexts(p.length) for p in parts) * (4 + CIPHERTEXT_BYTES)
+def encrypted(which: Sum) -> Sum:
+    """The same sum, encrypted: this is where a sum is given its machine."""
+    return Sum(which.name, tuple(replace(p, ciphertext_bytes=ciphertext_bytes(p)) for p in which.parts))
+
+
+def ciphertext_bytes(part: Part) -> int:
+    """Bytes that one institution uploads of an encrypted part."""
+    return SlotCode.for_part(part).ciphertexts(part.length) * FRAME_BYTES

@@ -7,7 +7,7 @@ through here, only their headers. `journal` holds every accepted input, so that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from security.errors import ProtocolError
@@ -77,6 +77,7 @@ class Aggregator:
         self.current = SumState(attempt.sums[0].name)
         self.finished: dict[str, SumState] = {}
         self.blamed: dict[str, str] = {}
+        self.encryption_key: Signed | None = None  # masks need none
         self._key_messages: dict[str, KeyMessage] = {}
         self._share_messages: dict[tuple[str, str], ShareMessage] = {}
         self._keys_digest = b""
@@ -115,8 +116,13 @@ class Aggregator:
         check_members(self.attempt, self.keys, "sent keys")
         self._keys_digest, self.phase = keys_digest(self.keys), after
 
-    def take_shares(self, sender: str, messages: Iterable[Signed]) -> None:
+    def take_shares(self, sender: str, messages: Iterable[Signed], encryption_key: Signed | None = None) -> None:
         """Takes one dealer's share messages, all or none; the same again changes nothing.
+
+        Args:
+            sender: the dealer.
+            messages: one to each other shareholder.
+            encryption_key: of who makes it, where a sum is encrypted (`security.ckks`).
 
         Raises:
             EquivocationError: other messages than before.
@@ -130,6 +136,10 @@ class Aggregator:
         if known is not None and sorted(e.payload for e in known.values()) == sorted(e.payload for e in envelopes):
             return
         self._after(AggregatorStep.TAKE_SHARES)
+        if encryption_key is not None and not self.attempt.encrypted:
+            raise MalformedMessageError(
+                f"{sender!r} deals an encryption key, and no sum needs one.", culprits=(sender,)
+            )
         if sender not in self.keys:
             raise UnknownMemberError(f"{sender!r} dealt shares without having sent keys in this attempt.")
         expected = [(s, p.name) for s, p in self.attempt.keyed_parts(sender)] if self.attempt.masked else []
@@ -176,10 +186,13 @@ class Aggregator:
         if self.phase is not AggregatorPhase.UPLOADS:
             raise OutOfPhaseError(f"no sum can begin in phase {self.phase.value!r}.")
         name = self.current.name
-        transcript = derive.transcript(self.attempt.context, self._keys_digest, self.cohort, name, consumed)
+        transcript = self._transcript(name, consumed)
         if self.current.transcript not in (b"", transcript):
             raise TranscriptError(f"sum {name!r} was begun with another transcript.")
         self.current.transcript = transcript
+
+    def _transcript(self, sum_name: str, consumed: bytes) -> bytes:
+        return derive.transcript(self.attempt.context, self._keys_digest, self.cohort, sum_name, consumed)
 
     def take_header(self, signed: Signed) -> UploadHeader:
         """Admits an upload; the same header again re-admits it, to resume.
@@ -206,6 +219,8 @@ class Aggregator:
             raise UnknownMemberError(f"{sender!r} is not in the cohort of this attempt.")
         if header.length != self.upload_length(sender):
             raise MalformedMessageError(f"the upload of {sender!r} has not the plan's length.", culprits=(sender,))
+        if bool(header.content_hash) != self.attempt.sum(current.name).encrypted:
+            raise MalformedMessageError(f"{sender!r} names a hash where it should not.", culprits=(sender,))
         if header.encode() != signed.payload:  # members make the bytes themselves and look for this signature of them
             raise MalformedMessageError(f"the upload of {sender!r} is not announced as agreed.", culprits=(sender,))
         current.headers.setdefault(sender, signed)
@@ -214,7 +229,7 @@ class Aggregator:
     def upload_length(self, institution: str) -> int:
         """Bytes that an institution uploads for the current sum; 0: it has nothing to upload."""
         parts = self.attempt.uploaded_parts(self.current.name, self.cohort, institution)
-        return sum(p.bytes for p in parts) if institution in self.cohort else 0
+        return sum(p.sent_bytes for p in parts) if institution in self.cohort else 0
 
     def uploaders(self) -> frozenset[str]:
         """Who has something to upload for the current sum."""
@@ -251,9 +266,14 @@ class Aggregator:
             tuple(sorted(alive)),
             tuple(sorted(self.cohort - alive)),
             tuple(current.headers[name].signature for name in sorted(alive)),
+            self._hashes(alive),
         )
         current.alive, current.payload, self.phase = alive, listed.encode(), after
         return current.payload
+
+    def _hashes(self, alive: Iterable[str]) -> tuple[bytes, ...]:
+        headers = (UploadHeader.decode(self.current.headers[name].payload) for name in sorted(alive))
+        return tuple(header.content_hash for header in headers if header.content_hash)
 
     def take_signature(self, signed: Signed) -> None:
         """Takes one shareholder's signature of the list; the same again changes nothing.
@@ -333,6 +353,22 @@ class Aggregator:
                     raise BadShareError(f"{sender!r} opens a share that its dealer never dealt.", culprits=(sender,))
                 return
         raise BadShareError(f"{sender!r} opens a part that its dealer does not have.", culprits=(sender,))
+
+    def asked(self, gone: Set[str] = frozenset()) -> frozenset[str]:
+        """Who is to open the current sum now: under masks, every shareholder.
+
+        Args:
+            gone: who has left the attempt.
+        """
+        return frozenset(self.keys) - gone
+
+    def pass_on(self, gone: Set[str] = frozenset()) -> bool:
+        """Asks others, if there are any, where those who were asked did not answer; whether there are."""
+        return False
+
+    def shown(self) -> Mapping[str, str]:
+        """Uploads that those who are asked may fetch to open the sum: content hash in hex to uploader. Masked: none."""
+        return {}
 
     @property
     def openable(self) -> bool:

@@ -22,6 +22,8 @@ TAG_SHARES: Final = _PREFIX + "shares"
 TAG_UPLOAD: Final = _PREFIX + "upload"
 TAG_LIST: Final = _PREFIX + "survivor-list"
 TAG_OPENING: Final = _PREFIX + "opening"
+TAG_ENCRYPTION_KEY: Final = _PREFIX + "encryption-key"
+TAG_DECRYPTION: Final = _PREFIX + "decryption"
 
 
 def encode(*fields: bytes | str | int) -> bytes:

@@ -36,6 +36,9 @@ def fold(
         write: takes the sum's bytes, little-endian words, chunk after chunk; must be done with a chunk when it returns.
         threads: chunks in work at a time; memory is `threads` × 3 MiB.
     """
+    if opening.words is not None:
+        write(memoryview(opening.words))
+        return
     dtype = word_type(opening.part.ring)
     size = opening.part.bytes
 

@@ -6,7 +6,7 @@ Replaying goes through the same checks as the first time, so a damaged record is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 from consilium.v1 import secure_sum_pb2 as pb
 from google.protobuf.message import DecodeError
@@ -17,6 +17,7 @@ from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.spec import Attempt
 
+M = TypeVar("M", bound="JournalledAggregator")
 _STEPS: Final = frozenset({"close_keys", "close_shares", "close_uploads", "decide", "close_sum"})
 
 
@@ -42,11 +43,14 @@ class JournalledAggregator(Aggregator):
         super().close_keys()
         self._note(pb.JournalEntry(close_keys=pb.CloseKeys()))
 
-    def take_shares(self, sender: str, messages: Iterable[Signed]) -> None:
+    def take_shares(self, sender: str, messages: Iterable[Signed], encryption_key: Signed | None = None) -> None:
         """See `Aggregator`."""
         envelopes = tuple(messages)
-        super().take_shares(sender, envelopes)
-        self._note(pb.JournalEntry(shares=pb.DealtShares(sender=sender, messages=[e.to_proto() for e in envelopes])))
+        super().take_shares(sender, envelopes, encryption_key)
+        dealt = pb.DealtShares(sender=sender, messages=[e.to_proto() for e in envelopes])
+        if encryption_key is not None:
+            dealt.encryption_key.CopyFrom(encryption_key.to_proto())
+        self._note(pb.JournalEntry(shares=dealt))
 
     def close_shares(self) -> None:
         """See `Aggregator`."""
@@ -97,13 +101,16 @@ class JournalledAggregator(Aggregator):
             self._entries.append(entry)
 
 
-def restore(attempt: Attempt, journal: bytes) -> JournalledAggregator:
+def restore(machine: M, journal: bytes) -> M:
     """The machine that wrote `journal`.
+
+    Args:
+        machine: a new one of the same attempt.
+        journal: what it wrote.
 
     Raises:
         ProtocolError: an entry does not hold any more; the journal is of another attempt or damaged.
     """
-    machine = JournalledAggregator(attempt)
     try:
         entries = pb.AttemptJournal.FromString(journal).entries
     except DecodeError as error:
@@ -115,7 +122,9 @@ def restore(attempt: Attempt, journal: bytes) -> JournalledAggregator:
             case "close_keys":
                 machine.close_keys()
             case "shares":
-                machine.take_shares(entry.shares.sender, [Signed.from_proto(m) for m in entry.shares.messages])
+                dealt = entry.shares
+                key = Signed.from_proto(dealt.encryption_key) if dealt.HasField("encryption_key") else None
+                machine.take_shares(dealt.sender, [Signed.from_proto(m) for m in dealt.messages], key)
             case "close_shares":
                 machine.close_shares()
             case "begin_sum":

@@ -7,7 +7,7 @@ node has none, so it can never mask a second vector under them (rule 8).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -56,7 +56,7 @@ from security.secure_sum.messages import (
 from security.secure_sum.phases import MEMBER, MemberPhase, MemberStep
 from security.secure_sum.signatures import check_signatures
 from security.secure_sum.spec import Attempt, Part
-from security.secure_sum.upload import MaskedUpload, Segment, WordSource
+from security.secure_sum.upload import MaskedUpload, Segment, Upload, WordSource
 from security.secure_sum.verify import (
     check_context,
     check_distinct_keys,
@@ -71,6 +71,15 @@ from security.signing import IdentityKey
 
 PartId = tuple[str, str]
 """(sum, part)."""
+
+Fetch = Callable[[str], "bytes | bytearray"]
+"""Content by its hash (BLAKE3) in hex, checked."""
+
+
+def nothing_to_fetch(digest: str) -> bytes:
+    """Where no sum is encrypted."""
+    raise MemberMisuseError("an encrypted sum is opened with the uploads that its list names.")
+
 
 _NONCE = bytes(12)  # every AEAD key seals one box only
 
@@ -91,12 +100,12 @@ class _HeldShares:
 
 
 @dataclass(repr=False)
-class _CurrentSum:
+class CurrentSum:
     """The sum that is being made."""
 
     name: str
     transcript: bytes
-    upload: MaskedUpload | None = None
+    upload: Upload | None = None
     signed_payload: bytes | None = None
     signed: Signed | None = None
     opening: Signed | None = None
@@ -136,8 +145,9 @@ class Member:
         self._keys_digest = b""
         self._dealt: dict[str, Signed] = {}
         self._cohort: frozenset[str] = frozenset()
-        self._current: _CurrentSum | None = None
+        self._current: CurrentSum | None = None
         self._opened_cohorts: dict[str, list[frozenset[str]]] = {}
+        self.encryption_key: Signed | None = None  # what this institution deals beside its shares; masks need nothing
 
     def __repr__(self) -> str:
         return f"Member({self.name!r}, {self.phase.value}, secrets omitted)"
@@ -248,7 +258,7 @@ class Member:
             dealt[receiver] = self._sign(derive.TAG_SHARES, message.encode())
         return dealt, held
 
-    def accept(self, cohort: Sequence[str], relayed: Sequence[Signed]) -> None:
+    def accept(self, cohort: Sequence[str], relayed: Sequence[Signed], encryption_key: Signed | None = None) -> None:
         """Takes the shares that the cohort dealt to this institution. The cohort is fixed from here on.
 
         A share that does not open or does not match its commitment is no reason to stop, `threshold` others hold the
@@ -257,6 +267,7 @@ class Member:
         Args:
             cohort: who dealt to everybody, by the coordinator's word; it goes into every mask and every signed list.
             relayed: one share message from each of them, this institution excepted.
+            encryption_key: where a sum is encrypted (`security.ckks`).
 
         Raises:
             UnknownMemberError: the cohort has members without keys, or the messages are not exactly theirs.
@@ -336,7 +347,7 @@ class Member:
         order = [s.name for s in self.attempt.sums]
         if sum_name not in order:
             raise MemberMisuseError(f"the attempt has no sum {sum_name!r}.")
-        transcript = derive.transcript(self.attempt.context, self._keys_digest, self._cohort, sum_name, consumed)
+        transcript = self._transcript(sum_name, consumed)
         if self._current is not None and self._current.name == sum_name:
             if self._current.transcript != transcript:
                 raise TranscriptError(
@@ -347,7 +358,10 @@ class Member:
         after = self._after(MemberStep.ENTER)
         if self._current is not None and order.index(sum_name) <= order.index(self._current.name):
             raise MemberMisuseError(f"sum {sum_name!r} lies behind {self._current.name!r}.")
-        self._current, self.phase = _CurrentSum(sum_name, transcript), after
+        self._current, self.phase = CurrentSum(sum_name, transcript), after
+
+    def _transcript(self, sum_name: str, consumed: bytes) -> bytes:
+        return derive.transcript(self.attempt.context, self._keys_digest, self._cohort, sum_name, consumed)
 
     @property
     def uploads(self) -> tuple[Part, ...]:
@@ -356,7 +370,7 @@ class Member:
             return ()
         return self.attempt.uploaded_parts(self._sum().name, self._cohort, self.name)
 
-    def mask(self, sources: Mapping[str, WordSource]) -> MaskedUpload:
+    def mask(self, sources: Mapping[str, WordSource]) -> Upload:
         """The upload of the current sum. Asked again, the same upload: one vector under one mask (rule 8).
 
         Args:
@@ -372,15 +386,19 @@ class Member:
         parts = self.uploads
         if not parts or set(sources) != {p.name for p in parts}:
             raise MemberMisuseError("an upload has exactly the parts that this institution uploads.")
-        segments = [Segment(p, sources[p.name], Masker(self._mask_keys(current, p))) for p in parts]
-        header = UploadHeader(
-            self.attempt.context, current.name, self.name, current.transcript, sum(p.bytes for p in parts)
-        )
-        current.upload = MaskedUpload(self._sign(derive.TAG_UPLOAD, header.encode()), segments)
+        current.upload = self._make_upload(current, parts, sources)
         self.phase = after
         return current.upload
 
-    def _mask_keys(self, current: _CurrentSum, part: Part) -> list[SignedKey]:
+    def _make_upload(self, current: CurrentSum, parts: Sequence[Part], sources: Mapping[str, WordSource]) -> Upload:
+        segments = [Segment(p, sources[p.name], Masker(self._mask_keys(current, p))) for p in parts]
+        return MaskedUpload(self._announce(current, sum(p.bytes for p in parts)), segments)
+
+    def _announce(self, current: CurrentSum, length: int, content_hash: bytes = b"") -> Signed:
+        header = UploadHeader(self.attempt.context, current.name, self.name, current.transcript, length, content_hash)
+        return self._sign(derive.TAG_UPLOAD, header.encode())
+
+    def _mask_keys(self, current: CurrentSum, part: Part) -> list[SignedKey]:
         if not self.attempt.masked:
             return []
         assert self._secrets is not None
@@ -429,7 +447,7 @@ class Member:
         current.signed_payload, current.signed, self.phase = payload, signed, after
         return signed
 
-    def _check_list(self, payload: bytes, current: _CurrentSum) -> SurvivorList:
+    def _check_list(self, payload: bytes, current: CurrentSum) -> SurvivorList:
         listed = SurvivorList.decode(payload)
         check_context(self.attempt, listed.context, "the coordinator")
         if listed.sum != current.name:
@@ -444,6 +462,10 @@ class Member:
             raise ContradictoryListError(
                 "the survivor list is not an exact partition of the cohort.",
                 remedy="An institution is both alive and gone, missing or unknown: nothing will be opened.",
+            )
+        if bool(listed.hashes) != self.attempt.sum(current.name).encrypted:
+            raise ContradictoryListError(
+                "a survivor list names the hashes of uploads if and only if they are encrypted."
             )
         return listed
 
@@ -461,7 +483,7 @@ class Member:
             check_no_differencing(quantity, [*self._opened_cohorts.get(quantity, []), *cohorts], self.attempt.k_min)
         return opened
 
-    def open(self, signatures: Sequence[Signed]) -> Signed:
+    def open(self, signatures: Sequence[Signed], fetch: Fetch = nothing_to_fetch) -> Signed:
         """Opens this institution's shares for the list that it signed, once `threshold` others signed it identically.
 
         For one victim and one part either the share of the seed (alive) or of the mask key (gone), never both; nothing
@@ -469,6 +491,7 @@ class Member:
 
         Args:
             signatures: of the list, by shareholders; ours may be among them.
+            fetch: where the sum is encrypted (`security.ckks`): the uploads that the list names, by their hash.
 
         Raises:
             MissingSignaturesError: fewer than `threshold` valid ones; those missing are named.
@@ -481,19 +504,22 @@ class Member:
         assert current.signed_payload is not None
         check_signatures(self.attempt, current.signed_payload, signatures, frozenset(self._keys))
         listed = SurvivorList.decode(current.signed_payload)
+        current.opening = self._make_opening(listed, sha256(current.signed_payload), fetch)
+        self.phase = after
+        return current.opening
+
+    def _make_opening(self, listed: SurvivorList, list_digest: bytes, fetch: Fetch) -> Signed:
         alive = frozenset(listed.alive)
         opened: list[OpenedShare] = []
-        for part in self.attempt.opened_parts(current.name, self._cohort, alive) if self.attempt.masked else ():
+        for part in self.attempt.opened_parts(listed.sum, self._cohort, alive) if self.attempt.masked else ():
             for victim in sorted(part.contributors & self._cohort):
-                held = self._held(victim, (current.name, part.name))
+                held = self._held(victim, (listed.sum, part.name))
                 if held is not None:
                     kind: ShareKind = "seed" if victim in alive else "mask-key"
                     share = held.seed if victim in alive else held.mask_key
                     opened.append(OpenedShare(victim, part.name, kind, share))
-        message = Opening(self.attempt.context, current.name, self.name, sha256(current.signed_payload), tuple(opened))
-        current.opening = self._sign(derive.TAG_OPENING, message.encode())
-        self.phase = after
-        return current.opening
+        message = Opening(self.attempt.context, listed.sum, self.name, list_digest, tuple(opened))
+        return self._sign(derive.TAG_OPENING, message.encode())
 
     def _held(self, victim: str, part: PartId) -> _HeldShares | None:
         assert self._secrets is not None
@@ -513,7 +539,7 @@ class Member:
             raise MemberMisuseError(f"cannot {step.value} in phase {self.phase.value!r}.")
         return after
 
-    def _sum(self) -> _CurrentSum:
+    def _sum(self) -> CurrentSum:
         if self._current is None:
             raise MemberMisuseError("no sum was entered.")
         return self._current

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from consilium.v1 import secure_sum_pb2 as pb
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from security.secure_sum.errors import MalformedMessageError
 from security.secure_sum.shares import SHARE_BYTES
@@ -26,13 +26,15 @@ MAX_PAYLOAD_BYTES: Final = 4 << 20
 T = TypeVar("T")
 
 
-def _require(condition: bool, what: str) -> None:
+def require(condition: bool, what: str) -> None:
+    """Raises MalformedMessageError unless `condition`."""
     if not condition:
         raise MalformedMessageError(f"malformed message: {what}.")
 
 
-def _lengths(expected: int, what: str, *values: bytes) -> None:
-    _require(all(len(value) == expected for value in values), f"{what} must have {expected} bytes")
+def require_lengths(expected: int, what: str, *values: bytes) -> None:
+    """Raises MalformedMessageError unless every value has `expected` bytes."""
+    require(all(len(value) == expected for value in values), f"{what} must have {expected} bytes")
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Signed:
         Raises:
             MalformedMessageError: larger than any message of the secure sum.
         """
-        _require(len(message.payload) <= MAX_PAYLOAD_BYTES, "payload too large")
-        _require(len(message.signature) <= 80, "signature too large")
+        require(len(message.payload) <= MAX_PAYLOAD_BYTES, "payload too large")
+        require(len(message.signature) <= 80, "signature too large")
         return Signed(message.signer, message.payload or payload, message.signature)
 
     @property
@@ -74,8 +76,8 @@ class PartKey:
     seed_commitment: bytes
 
     def __post_init__(self) -> None:
-        _lengths(_KEY_BYTES, "a mask key", self.public_key)
-        _lengths(_DIGEST_BYTES, "a commitment", self.seed_commitment)
+        require_lengths(_KEY_BYTES, "a mask key", self.public_key)
+        require_lengths(_DIGEST_BYTES, "a commitment", self.seed_commitment)
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,12 @@ class KeyMessage:
     parts: tuple[PartKey, ...]
 
     def __post_init__(self) -> None:
-        _lengths(_KEY_BYTES, "a share key", self.share_key)
+        require_lengths(_KEY_BYTES, "a share key", self.share_key)
 
     def encode(self) -> bytes:
         """The payload to sign."""
         return pb.KeyMessage(
-            context=_context(self.context),
+            context=context_to_proto(self.context),
             sender=self.sender,
             share_key=self.share_key,
             parts=[
@@ -109,9 +111,9 @@ class KeyMessage:
         Raises:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
-        m = _parse(pb.KeyMessage(), payload)
+        m = parse(pb.KeyMessage(), payload)
         parts = tuple(PartKey(k.sum, k.part, k.public_key, k.seed_commitment) for k in m.parts)
-        return KeyMessage(_from_context(m.context), m.sender, m.share_key, parts)
+        return KeyMessage(context_from_proto(m.context), m.sender, m.share_key, parts)
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class SealedShare:
     key_share_commitment: bytes
 
     def __post_init__(self) -> None:
-        _lengths(_BOX_BYTES, "a sealed share", self.box)
-        _lengths(_DIGEST_BYTES, "a commitment", self.seed_share_commitment, self.key_share_commitment)
+        require_lengths(_BOX_BYTES, "a sealed share", self.box)
+        require_lengths(_DIGEST_BYTES, "a commitment", self.seed_share_commitment, self.key_share_commitment)
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,12 @@ class ShareMessage:
     shares: tuple[SealedShare, ...]
 
     def __post_init__(self) -> None:
-        _lengths(_DIGEST_BYTES, "a digest", self.keys_digest)
+        require_lengths(_DIGEST_BYTES, "a digest", self.keys_digest)
 
     def encode(self) -> bytes:
         """The payload to sign."""
         return pb.ShareMessage(
-            context=_context(self.context),
+            context=context_to_proto(self.context),
             sender=self.sender,
             receiver=self.receiver,
             keys_digest=self.keys_digest,
@@ -168,34 +170,37 @@ class ShareMessage:
         Raises:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
-        m = _parse(pb.ShareMessage(), payload)
+        m = parse(pb.ShareMessage(), payload)
         shares = tuple(
             SealedShare(s.sum, s.part, s.box, s.seed_share_commitment, s.key_share_commitment) for s in m.shares
         )
-        return ShareMessage(_from_context(m.context), m.sender, m.receiver, m.keys_digest, shares)
+        return ShareMessage(context_from_proto(m.context), m.sender, m.receiver, m.keys_digest, shares)
 
 
 @dataclass(frozen=True)
 class UploadHeader:
-    """Opens an upload of `length` masked bytes (rule 8)."""
+    """Opens an upload of `length` bytes (rule 8); where they are ciphertexts, it names their hash."""
 
     context: Context
     sum: str
     sender: str
     transcript: bytes
     length: int
+    content_hash: bytes = b""
 
     def __post_init__(self) -> None:
-        _lengths(_DIGEST_BYTES, "a transcript", self.transcript)
+        require_lengths(_DIGEST_BYTES, "a transcript", self.transcript)
+        require(len(self.content_hash) in (0, _DIGEST_BYTES), "a hash must have 32 bytes")
 
     def encode(self) -> bytes:
         """The payload to sign."""
         return pb.UploadHeader(
-            context=_context(self.context),
+            context=context_to_proto(self.context),
             sum=self.sum,
             sender=self.sender,
             transcript=self.transcript,
             length=self.length,
+            content_hash=self.content_hash,
         ).SerializeToString(deterministic=True)
 
     @staticmethod
@@ -205,8 +210,8 @@ class UploadHeader:
         Raises:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
-        m = _parse(pb.UploadHeader(), payload)
-        return UploadHeader(_from_context(m.context), m.sum, m.sender, m.transcript, m.length)
+        m = parse(pb.UploadHeader(), payload)
+        return UploadHeader(context_from_proto(m.context), m.sum, m.sender, m.transcript, m.length, m.content_hash)
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,8 @@ class SurvivorList:
     Attributes:
         uploads: of each of `alive`, in that order, its signature under its upload's header: it masked for this very
             transcript. Without it, whoever was shown another cohort could be listed as alive, and its masks taken off.
+        hashes: encrypted sums only: of each of `alive`, in that order, BLAKE3 of its upload. So the list says exactly
+            which ciphertexts may be folded.
     """
 
     context: Context
@@ -224,21 +231,25 @@ class SurvivorList:
     alive: tuple[str, ...]
     gone: tuple[str, ...]
     uploads: tuple[bytes, ...]
+    hashes: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        _lengths(_DIGEST_BYTES, "a transcript", self.transcript)
-        _lengths(SIGNATURE_BYTES, "an upload's signature", *self.uploads)
-        _require(len(self.uploads) == len(self.alive), "each of the living has one upload")
+        require_lengths(_DIGEST_BYTES, "a transcript", self.transcript)
+        require_lengths(SIGNATURE_BYTES, "an upload's signature", *self.uploads)
+        require(len(self.uploads) == len(self.alive), "each of the living has one upload")
+        require_lengths(_DIGEST_BYTES, "a hash", *self.hashes)
+        require(len(self.hashes) in (0, len(self.alive)), "each of the living has one hash")
 
     def encode(self) -> bytes:
         """The payload to sign."""
         return pb.SurvivorList(
-            context=_context(self.context),
+            context=context_to_proto(self.context),
             sum=self.sum,
             transcript=self.transcript,
             alive=self.alive,
             gone=self.gone,
             uploads=self.uploads,
+            hashes=self.hashes,
         ).SerializeToString(deterministic=True)
 
     @staticmethod
@@ -248,10 +259,9 @@ class SurvivorList:
         Raises:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
-        m = _parse(pb.SurvivorList(), payload)
-        return SurvivorList(
-            _from_context(m.context), m.sum, m.transcript, tuple(m.alive), tuple(m.gone), tuple(m.uploads)
-        )
+        m = parse(pb.SurvivorList(), payload)
+        names, proofs = (tuple(m.alive), tuple(m.gone)), (tuple(m.uploads), tuple(m.hashes))
+        return SurvivorList(context_from_proto(m.context), m.sum, m.transcript, *names, *proofs)
 
 
 ShareKind = Literal["seed", "mask-key"]
@@ -267,7 +277,7 @@ class OpenedShare:
     share: bytes
 
     def __post_init__(self) -> None:
-        _lengths(SHARE_BYTES, "a share", self.share)
+        require_lengths(SHARE_BYTES, "a share", self.share)
 
 
 @dataclass(frozen=True)
@@ -281,12 +291,12 @@ class Opening:
     shares: tuple[OpenedShare, ...]
 
     def __post_init__(self) -> None:
-        _lengths(_DIGEST_BYTES, "a digest", self.list_digest)
+        require_lengths(_DIGEST_BYTES, "a digest", self.list_digest)
 
     def encode(self) -> bytes:
         """The payload to sign."""
         return pb.Opening(
-            context=_context(self.context),
+            context=context_to_proto(self.context),
             sum=self.sum,
             sender=self.sender,
             list_digest=self.list_digest,
@@ -303,14 +313,14 @@ class Opening:
         Raises:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
-        m = _parse(pb.Opening(), payload)
+        m = parse(pb.Opening(), payload)
         shares: list[OpenedShare] = []
         for s in m.shares:
             kind = _KIND_FROM_PROTO.get(s.kind)
             if kind is None:
                 raise MalformedMessageError("malformed message: a share is of a seed or of a mask key.")
             shares.append(OpenedShare(s.victim, s.part, kind, s.share))
-        return Opening(_from_context(m.context), m.sum, m.sender, m.list_digest, tuple(shares))
+        return Opening(context_from_proto(m.context), m.sum, m.sender, m.list_digest, tuple(shares))
 
 
 _KIND_TO_PROTO: Final[dict[ShareKind, pb.ShareKind.ValueType]] = {
@@ -319,10 +329,15 @@ _KIND_TO_PROTO: Final[dict[ShareKind, pb.ShareKind.ValueType]] = {
 }
 _KIND_FROM_PROTO: Final[dict[pb.ShareKind.ValueType, ShareKind]] = {value: key for key, value in _KIND_TO_PROTO.items()}
 
-_Proto = TypeVar("_Proto", pb.KeyMessage, pb.ShareMessage, pb.UploadHeader, pb.SurvivorList, pb.Opening)
+_Proto = TypeVar("_Proto", bound=Message)
 
 
-def _parse(message: _Proto, payload: bytes) -> _Proto:
+def parse(message: _Proto, payload: bytes) -> _Proto:
+    """Fills an empty message.
+
+    Raises:
+        MalformedMessageError: the bytes are none.
+    """
     try:
         message.ParseFromString(payload)
     except DecodeError as error:
@@ -330,7 +345,8 @@ def _parse(message: _Proto, payload: bytes) -> _Proto:
     return message
 
 
-def _context(context: Context) -> pb.SumContext:
+def context_to_proto(context: Context) -> pb.SumContext:
+    """As it travels."""
     return pb.SumContext(
         federation=context.federation,
         run=context.run,
@@ -340,7 +356,12 @@ def _context(context: Context) -> pb.SumContext:
     )
 
 
-def _from_context(m: pb.SumContext) -> Context:
-    _lengths(_DIGEST_BYTES, "a run or opening", m.run, m.opening)
-    _require(m.attempt >= 1, "attempts count from 1")
+def context_from_proto(m: pb.SumContext) -> Context:
+    """As it came.
+
+    Raises:
+        MalformedMessageError: a field cannot be.
+    """
+    require_lengths(_DIGEST_BYTES, "a run or opening", m.run, m.opening)
+    require(m.attempt >= 1, "attempts count from 1")
     return Context(m.federation, m.run, m.round, m.attempt, m.opening)

@@ -34,11 +34,13 @@ class PartOpening:
         part: the part.
         alive: whose uploads are summed.
         keystreams: what unmasks the sum; secret until the sum is public.
+        words: the sum itself, where somebody decrypted it: there is nothing to add up.
     """
 
     part: Part
     alive: tuple[str, ...]
     keystreams: tuple[SignedKey, ...]
+    words: bytes | None = None
 
     def __repr__(self) -> str:
         return f"PartOpening({self.part.name!r}, {len(self.alive)} alive, keystreams omitted)"

@@ -52,6 +52,8 @@ class Part:
         together: uploaded and opened only while all contributors are there. For what is much the same in every round,
             counts of the same patients: two rounds' sums, over cohorts that differ by one dropout, would differ by
             exactly the counts of who dropped out (rule 9).
+        ciphertext_bytes: what travels in the vector's place where the sum is encrypted (`security.ckks`); 0: the
+            vector's own bytes, masked.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Part:
     contributors: frozenset[str]
     quantity: str = ""
     together: bool = False
+    ciphertext_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -69,6 +72,11 @@ class Part:
     def bytes(self) -> int:
         """Bytes of one vector."""
         return self.length * self.ring // 8
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that one institution uploads of it."""
+        return self.ciphertext_bytes or self.bytes
 
     def there(self, institutions: frozenset[str], k_min: int) -> frozenset[str] | None:
         """The contributors among `institutions`; None where they are too few for this part."""
@@ -88,6 +96,13 @@ class Sum:
     def __post_init__(self) -> None:
         if len({part.name for part in self.parts}) != len(self.parts):
             raise ConfigurationError(f"sum {self.name!r} names a part twice.")
+        if len({bool(part.ciphertext_bytes) for part in self.parts}) > 1:
+            raise ConfigurationError(f"sum {self.name!r} is encrypted in part.")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether ciphertexts travel instead of masked words."""
+        return any(part.ciphertext_bytes for part in self.parts)
 
     def part(self, name: str) -> Part:
         """The part of this name.
@@ -166,9 +181,16 @@ class Attempt:
                 return s
         raise KeyError(name)
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether any sum is encrypted, so that the attempt needs an encryption key."""
+        return any(s.encrypted for s in self.sums)
+
     def keyed_parts(self, institution: str) -> tuple[tuple[str, Part], ...]:
-        """(sum name, part) of every part that this institution contributes to, in plan order."""
-        return tuple((s.name, p) for s in self.sums for p in s.parts if institution in p.contributors)
+        """(sum name, part) of every part that this institution masks, in plan order."""
+        return tuple(
+            (s.name, p) for s in self.sums if not s.encrypted for p in s.parts if institution in p.contributors
+        )
 
     def uploaded_parts(self, sum_name: str, cohort: frozenset[str], institution: str) -> tuple[Part, ...]:
         """What an institution uploads for a sum, in plan order: parts with at least `k_min` contributors in the cohort.

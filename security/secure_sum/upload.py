@@ -55,6 +55,24 @@ class Segment:
     masker: Masker
 
 
+class Upload(Protocol):
+    """The bytes of one institution for one sum, whatever keeps them shut, and the header that announces them."""
+
+    @property
+    def header(self) -> Signed:
+        """Signed; travels before the bytes."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def chunks(self, offset: int = 0) -> Iterator[bytes]:
+        """The bytes from `offset` on, in chunks of at most 1 MiB. Every call gives the same bytes."""
+        ...
+
+
 class MaskedUpload:
     """The masked bytes of one institution for one sum, parts in plan order, and the header that announces them.
 

@@ -117,11 +117,12 @@ def check_uploads(attempt: Attempt, listed: SurvivorList, cohort: frozenset[str]
     """
     lengths: Counter[str] = Counter()
     for part in attempt.sent_parts(listed.sum, cohort):
-        lengths.update(dict.fromkeys(part.contributors & cohort, part.bytes))
-    for name, signature in zip(listed.alive, listed.uploads, strict=True):
+        lengths.update(dict.fromkeys(part.contributors & cohort, part.sent_bytes))
+    hashes = listed.hashes or (b"",) * len(listed.alive)
+    for name, signature, sha in zip(listed.alive, listed.uploads, hashes, strict=True):
         if name not in whose:
             continue
-        header = UploadHeader(attempt.context, listed.sum, name, listed.transcript, lengths[name])
+        header = UploadHeader(attempt.context, listed.sum, name, listed.transcript, lengths[name], sha)
         try:
             verify(attempt.roster[name], derive.TAG_UPLOAD, header.encode(), signature)
         except ProtocolError:

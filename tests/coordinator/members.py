@@ -13,7 +13,7 @@ from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, UploadHeader
 from security.secure_sum.phases import MemberPhase
 from security.secure_sum.spec import Context
-from security.secure_sum.upload import ArrayWords, MaskedUpload
+from security.secure_sum.upload import ArrayWords, Upload
 from tests.plans import example_identity
 
 
@@ -27,7 +27,7 @@ class Follower:
         self._randomness = SeededRandomness(seed, name)
         self._cohorts = Cohorts(plan)
         self.member: Member | None = None
-        self.vector: MaskedUpload | None = None
+        self.vector: Upload | None = None
 
     def keys(self, directive: pb.Directive) -> Signed:
         start = directive.make_keys.round_start
@@ -40,7 +40,7 @@ class Follower:
         assert self.member is not None
         return list(self.member.deal([Signed.from_proto(k) for k in directive.deal_shares.keys]).values())
 
-    def upload(self, directive: pb.Directive) -> MaskedUpload | None:
+    def upload(self, directive: pb.Directive) -> Upload | None:
         assert self.member is not None
         m = directive.contribute
         if not self.member.cohort:
@@ -81,5 +81,5 @@ def request_for(follower: Follower, directive: pb.Directive) -> pb.SubmitRequest
     return None
 
 
-def header_of(upload: MaskedUpload) -> UploadHeader:
+def header_of(upload: Upload) -> UploadHeader:
     return UploadHeader.decode(upload.header.payload)

@@ -7,7 +7,7 @@ from consilium.v1.service_pb2_grpc import InstitutionServiceStub
 
 from federation.content_hash import content_digest
 from federation.plan import Plan, digest
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 from tests.coordinator.members import Follower, request_for
 from tests.coordinator.serving import SECONDS, Serving, institution, start_run
 from tests.plans import example_plan
@@ -41,7 +41,7 @@ class Party:
         assert request is not None
         self.stub.Submit(request, timeout=SECONDS)
 
-    def vector(self) -> MaskedUpload:
+    def vector(self) -> Upload:
         upload = self.follower.upload(self.told())
         assert upload is not None
         return upload
@@ -49,7 +49,7 @@ class Party:
     def upload(self, *messages: pb.UploadRequest) -> pb.UploadResponse:
         return self.stub.Upload(iter(messages), timeout=SECONDS)
 
-    def reached(self, upload: MaskedUpload) -> pb.GetUploadResponse:
+    def reached(self, upload: Upload) -> pb.GetUploadResponse:
         return self.stub.GetUpload(pb.GetUploadRequest(run=RUN, header=upload.header.to_proto()), timeout=SECONDS)
 
 
@@ -73,7 +73,7 @@ def to_uploads(parties: list[Party]) -> None:
             party.act()
 
 
-def pieces(upload: MaskedUpload, size: int = 50) -> tuple[pb.UploadRequest, list[pb.UploadRequest], pb.UploadRequest]:
+def pieces(upload: Upload, size: int = 50) -> tuple[pb.UploadRequest, list[pb.UploadRequest], pb.UploadRequest]:
     """Header, chunks and trailer of an honest upload."""
     data = b"".join(upload.chunks())
     first = pb.UploadRequest(start=pb.UploadStart(run=RUN, header=upload.header.to_proto()))

@@ -16,7 +16,7 @@ from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import digest
 from federation.rounds import SETUP_SUMS
 from security.secure_sum.messages import Signed
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 from tests.coordinator.members import Follower, header_of, request_for
 from tests.plans import example_plan
 
@@ -65,7 +65,7 @@ class Table:
             if upload is not None:
                 self.send(upload)
 
-    def send(self, upload: MaskedUpload) -> None:
+    def send(self, upload: Upload) -> None:
         key = self.run.begin_upload(upload.header)
         data = b"".join(upload.chunks())
         self.spool.append(key, 0, data)

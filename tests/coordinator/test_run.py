@@ -18,7 +18,7 @@ from institution_node.errors import NonFiniteTrainingError
 from institution_node.trainer import Trajectory
 from institution_node.training import LocalTrainer
 from security.secure_sum.phases import AggregatorPhase
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 from tests.federation.test_rounds import check_model
 from tests.small_federation import SmallFederation, small_plan
 
@@ -209,7 +209,7 @@ def test_too_few_for_the_weights_end_the_run(monkeypatch: pytest.MonkeyPatch) ->
         link = federation.participants[name].link
         upload = link.upload
 
-        def lost(run: bytes, masked: MaskedUpload, upload: Callable[..., None] = upload) -> None:
+        def lost(run: bytes, masked: Upload, upload: Callable[..., None] = upload) -> None:
             if federation.run.attempt.machine.current.name != "weights":
                 upload(run, masked)
 

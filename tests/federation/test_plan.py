@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from federation.plan import MAX_BYTES, Plan, PlanError, Training, digest
 from tests.plans import example_identity, example_plan, example_private_key
 
-EXAMPLE_DIGEST = "e7c859dda02d3fdb383bffac5946d3268b882b633a424d12b1095dd4e49031b4"
+EXAMPLE_DIGEST = "d88fd0c85075a96f0469ea632c6323d5abe26e8e18f62489ddeb538743a6b4fe"
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:

@@ -16,6 +16,7 @@ from federation.plan import Column, Institution, LabelClass, Modality, Plan, Pla
 from federation.plan_check import check, find_problems, minimum_threshold
 from federation.plan_problems import path_text
 from federation.plan_tables import Range
+from federation.rounds import SETUP_SUMS, TRAINING_SUMS
 from federation.statistic_words import StatisticsEncoding
 from tests.plans import example_institutions, example_plan
 
@@ -50,6 +51,10 @@ def modality(index: int = 1, **fields: Any) -> Plan:
 
 def roster(count: int, **changes: Any) -> Plan:
     return example_plan(count, **changes)
+
+
+def encrypting(*sums: str, **fields: Any) -> Plan:
+    return example_plan(secure_sum={"ckks": sums, "coordinator_colludes": False, **fields})
 
 
 KEYS = [institution.key for institution in example_institutions(9)]
@@ -180,6 +185,26 @@ BAD = [
     Bad("k-min-1-with-colluders", lambda: example_plan(secure_sum={"k_min": 1}), "secure_sum.k_min", "fewer than two"),
     Bad("nothing-to-sum", lambda: example_plan(secure_sum={"k_min": 7}), "secure_sum.k_min", "no modality has 7"),
     Bad("no-clip", lambda: example_plan(secure_sum={"clip": 1e7}), "secure_sum.clip", "out of range"),
+    Bad(
+        "encrypted-though-the-coordinator-may-collude",
+        lambda: example_plan(secure_sum={"ckks": ("statistics",)}),
+        "secure_sum.coordinator_colludes",
+        "open to a coordinator that colludes",
+    ),
+    Bad(
+        "vouched-for-though-nothing-is-encrypted",
+        lambda: example_plan(secure_sum={"coordinator_colludes": False}),
+        "secure_sum.coordinator_colludes",
+        "nothing is encrypted",
+    ),
+    Bad("encrypted-twice", lambda: encrypting("means", "means"), "secure_sum.ckks[1]", "'means' occurs twice"),
+    Bad("the-rest-in-clear", lambda: encrypting("means", backend="none"), "secure_sum.ckks", "in clear"),
+    Bad(
+        "encrypted-component-too-large",
+        lambda: encrypting("counts", "updates", ckks_max_bytes=400_000),
+        "secure_sum.ckks[1]",
+        "has up to 433,664 bytes, of which 'encoder/mrna' 61,952; ckks_max_bytes allows 400,000",
+    ),
     Bad(
         "feature-floor-below-k-min",
         lambda: example_plan(features={"min_institutions": 2}),
@@ -314,3 +339,9 @@ def test_a_problem_of_every_column_does_not_fill_the_screen() -> None:
     columns = tuple(Column(name=f"g{i}") for i in range(500))
     with pytest.raises(PlanError, match="and 470 more"):
         check(modality(columns=columns))
+
+
+def test_every_sum_of_a_run_can_be_encrypted_by_its_name() -> None:
+    every = (*SETUP_SUMS, *TRAINING_SUMS)
+    check(encrypting(*every))
+    assert find_problems(encrypting(*every, ckks_max_bytes=61_952))

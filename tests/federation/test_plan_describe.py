@@ -21,6 +21,11 @@ def test_the_description_says_who_takes_part_what_is_summed_and_what_stays() -> 
     assert "Differential privacy: off" in text
 
 
+def test_the_description_of_a_plan_that_encrypts_says_which_sums_and_to_whom_they_are_open() -> None:
+    text = describe(example_plan(secure_sum={"ckks": ("weights", "statistics"), "coordinator_colludes": False}))
+    assert "encrypted  weights, statistics (CKKS): open to a coordinator that colludes with one of them" in text
+
+
 def test_the_description_of_a_private_plan_names_its_budget() -> None:
     text = describe(
         example_plan(differential_privacy={"enabled": True, "epsilon": 3.0}, training={"class_weights": "none"})

@@ -311,6 +311,20 @@ WRONG = [
         "k_min",
     ),
     Wrong(
+        "encrypted-without-a-word-about-the-coordinator",
+        "threshold = 3\n",
+        'threshold = 3\nckks = ["statistics"]\n',
+        "[secure_sum] coordinator_colludes: encrypted sums are open to a coordinator that colludes with one holder",
+        "[secure_sum]",
+    ),
+    Wrong(
+        "encrypted-sum-that-there-is-not",
+        "threshold = 3\n",
+        'threshold = 3\nckks = ["statistic"]\n',
+        "[secure_sum] ckks[0]: not one of the words allowed here. Remedy: Write 'holders', 'counts', 'means'",
+        "ckks",
+    ),
+    Wrong(
         "value-in-two-classes",
         '"2", "3"',
         '"2", "1"',

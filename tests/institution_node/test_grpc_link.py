@@ -149,7 +149,7 @@ def test_a_stop_ends_a_long_poll(authority: Authority) -> None:
 
 
 def whole(upload: object) -> bytes:
-    return b"".join(upload.chunks())  # type: ignore[attr-defined] # a MaskedUpload
+    return b"".join(upload.chunks())  # type: ignore[attr-defined] # a Upload
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -38,7 +38,7 @@ from security.privacy.randomness import Randomness, SeededRandomness, SystemRand
 from security.secure_sum.masks import Words
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part, Sum
-from security.secure_sum.upload import MaskedUpload, WordSource
+from security.secure_sum.upload import Upload, WordSource
 from studies.memory_coordinator import MemoryCoordinator, MemoryLink
 from tests.plans import example_identity
 from tests.small_federation import DictMemory, patients, small_plan
@@ -109,7 +109,7 @@ class ScriptedLink:
             raise self.fail.pop(0)
         return self.answers.pop(0) if self.answers else pb.Directive()
 
-    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+    def upload(self, run: bytes, upload: Upload) -> None:
         for _ in upload.chunks():
             self.sent_chunks += 1
 

@@ -46,6 +46,12 @@ def test_an_accepted_plan_may_run(fields: dict[str, Any]) -> None:
     policy.check(plan, name, own(plan, modalities=("clinical", "image", "mrna", "more")))
 
 
+def test_a_plan_that_encrypts_runs_where_the_institution_says_so() -> None:
+    plan = example_plan(secure_sum={"ckks": ("statistics",), "coordinator_colludes": False})
+    policy, name = accepting(plan, allow_ckks=True)
+    policy.check(plan, name, own(plan))
+
+
 @pytest.mark.parametrize(
     ("rule", "plan", "fields", "changed"),
     [
@@ -56,6 +62,13 @@ def test_an_accepted_plan_may_run(fields: dict[str, Any]) -> None:
         ("k_min", {}, {"k_min": 4}, {}),
         ("k_min", {"secure_sum": {"k_min": 2, "max_colluders": 0}}, {}, {}),
         ("backend", {"secure_sum": {"backend": "none"}}, {}, {}),
+        ("allow_ckks", {"secure_sum": {"ckks": ("statistics",), "coordinator_colludes": False}}, {}, {}),
+        (
+            "allow_ckks",
+            {"secure_sum": {"ckks": ("statistics",), "coordinator_colludes": False}},
+            {"data_is_public": True},
+            {},
+        ),
         ("differential_privacy", {}, {"epsilon_max": 8.0}, {}),
         ("epsilon_max", {"differential_privacy": PRIVATE}, {"epsilon_max": 3.9}, {}),
         ("delta_max", {"differential_privacy": {**PRIVATE, "delta": 0.1}}, {"epsilon_max": 8.0}, {}),

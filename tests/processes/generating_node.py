@@ -42,7 +42,7 @@ from monitoring.logging import configure_logging
 from monitoring.metrics import NodeLocalMetrics, NodeShareableMetrics
 from security.audit import AuditLog
 from security.privacy.randomness import Randomness, SystemRandomness
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 from security.tls import require_tls13_environment
 
 Float32 = npt.NDArray[np.float32]
@@ -102,11 +102,11 @@ class DyingLink(GrpcLink):
             DOOM.at(f"signed-{DOOM.sum}")
         return self._noted(directive)
 
-    def upload(self, run: bytes, upload: MaskedUpload) -> None:
+    def upload(self, run: bytes, upload: Upload) -> None:
         dying = DOOM.waits_at(f"upload-{DOOM.sum}")
-        super().upload(run, cast(MaskedUpload, _BreakingUpload(self, run, upload)) if dying else upload)
+        super().upload(run, cast(Upload, _BreakingUpload(self, run, upload)) if dying else upload)
 
-    def arrived(self, run: bytes, upload: MaskedUpload) -> int:
+    def arrived(self, run: bytes, upload: Upload) -> int:
         where = pb.GetUploadRequest(run=run, header=upload.header.to_proto())
         return int(self._unary("control", lambda s: s.GetUpload, where).offset)
 
@@ -114,7 +114,7 @@ class DyingLink(GrpcLink):
 class _BreakingUpload:
     """Ends the process between two chunks, once the first is at the coordinator."""
 
-    def __init__(self, link: DyingLink, run: bytes, upload: MaskedUpload) -> None:
+    def __init__(self, link: DyingLink, run: bytes, upload: Upload) -> None:
         self.header, self.length = upload.header, upload.length
         self._link, self._run, self._upload = link, run, upload
 

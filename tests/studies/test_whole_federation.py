@@ -22,7 +22,7 @@ from institution_node.observe import NodeObserver
 from monitoring.logging import configure_logging
 from monitoring.metrics import CoordinatorMetrics, NodeLocalMetrics, NodeShareableMetrics
 from security.audit import AuditLog
-from security.secure_sum.upload import MaskedUpload
+from security.secure_sum.upload import Upload
 from tests.coordinator.test_run import place
 from tests.small_federation import SmallFederation, small_plan
 
@@ -189,7 +189,7 @@ def test_every_release_is_charged_before_it_leaves(tmp_path: Path, monkeypatch: 
         link = federation.participants[name].link
         upload = link.upload
 
-        def watched(run: bytes, masked: MaskedUpload, name: str = name, upload: object = upload) -> None:
+        def watched(run: bytes, masked: Upload, name: str = name, upload: object = upload) -> None:
             number, sum_name = federation.run.round, federation.run.attempt.machine.current.name
             paid = {c.purpose for c in federation.ledgers[name].charges if c.round == number}
             charged.append((name, number, sum_name, paid))

@@ -323,6 +323,9 @@ class SecureSumSettings(_message.Message):
     HALF_WORDS_FIELD_NUMBER: _builtins.int
     SIMILAR_STATISTICS_FIELD_NUMBER: _builtins.int
     SIMILAR_WAIT_FIELD_NUMBER: _builtins.int
+    CKKS_FIELD_NUMBER: _builtins.int
+    CKKS_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    COORDINATOR_COLLUDES_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """"masks"; "none" only for the bench on public data."""
     threshold: _builtins.int
@@ -342,6 +345,14 @@ class SecureSumSettings(_message.Message):
     """The same for statistics: "log", "wait" or "withhold"."""
     similar_wait: _builtins.int
     """Rounds in a row that such a cohort has to come before it is signed, at first; each change doubles it."""
+    ckks_max_bytes: _builtins.int
+    """Most ciphertext bytes of the vectors of one such sum."""
+    coordinator_colludes: _builtins.bool
+    """False: the plan's author vouches that the coordinator colludes with no institution; `ckks` needs that."""
+    @_builtins.property
+    def ckks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the sums that are encrypted (CKKS) instead."""
+
     def __init__(
         self,
         *,
@@ -355,10 +366,13 @@ class SecureSumSettings(_message.Message):
         half_words: _builtins.bool = ...,
         similar_statistics: _builtins.str = ...,
         similar_wait: _builtins.int = ...,
+        ckks: _abc.Iterable[_builtins.str] | None = ...,
+        ckks_max_bytes: _builtins.int = ...,
+        coordinator_colludes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "clip", b"clip", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "similar_statistics", b"similar_statistics", "similar_wait", b"similar_wait", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "ckks", b"ckks", "ckks_max_bytes", b"ckks_max_bytes", "clip", b"clip", "coordinator_colludes", b"coordinator_colludes", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "similar_statistics", b"similar_statistics", "similar_wait", b"similar_wait", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

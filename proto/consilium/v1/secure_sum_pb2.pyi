@@ -233,6 +233,72 @@ class SealedShare(_message.Message):
 Global___SealedShare: _TypeAlias = SealedShare  # noqa: Y015
 
 @_typing.final
+class EncryptionKey(_message.Message):
+    """What the maker of an attempt's encryption key deals beside its shares, where the plan encrypts a sum: to all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    KEYS_DIGEST_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    SEALED_SECRET_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    sender: _builtins.str
+    keys_digest: _builtins.bytes
+    """Digest of the key messages that the sender saw."""
+    public_key: _builtins.bytes
+    """CKKS, degree 4096, moduli of 54 and 55 bits, as SEAL writes it."""
+    sealed_secret: _builtins.bytes
+    """AES-256-GCM over the secret key, under a key that each holder gets in a box of its own."""
+    @_builtins.property
+    def context(self) -> Global___SumContext: ...
+    @_builtins.property
+    def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SealedKey]:
+        """In the order in which the holders are asked to decrypt, the sender left out."""
+
+    def __init__(
+        self,
+        *,
+        context: Global___SumContext | None = ...,
+        sender: _builtins.str = ...,
+        keys_digest: _builtins.bytes = ...,
+        public_key: _builtins.bytes = ...,
+        sealed_secret: _builtins.bytes = ...,
+        boxes: _abc.Iterable[Global___SealedKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "context", b"context", "keys_digest", b"keys_digest", "public_key", b"public_key", "sealed_secret", b"sealed_secret", "sender", b"sender"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptionKey: _TypeAlias = EncryptionKey  # noqa: Y015
+
+@_typing.final
+class SealedKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVER_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    receiver: _builtins.str
+    box: _builtins.bytes
+    """AES-256-GCM over 32 bytes, under a key that sender and receiver agree on."""
+    def __init__(
+        self,
+        *,
+        receiver: _builtins.str = ...,
+        box: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "receiver", b"receiver"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedKey: _TypeAlias = SealedKey  # noqa: Y015
+
+@_typing.final
 class UploadHeader(_message.Message):
     """Opens an upload of masked words. The trailer's hash makes it count."""
 
@@ -243,11 +309,14 @@ class UploadHeader(_message.Message):
     SENDER_FIELD_NUMBER: _builtins.int
     TRANSCRIPT_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
     sum: _builtins.str
     sender: _builtins.str
     transcript: _builtins.bytes
     """Transcript of everything that the sender consumed for this sum: 32 bytes."""
     length: _builtins.int
+    content_hash: _builtins.bytes
+    """Encrypted sums only: BLAKE3 of all bytes of the upload."""
     @_builtins.property
     def context(self) -> Global___SumContext: ...
     def __init__(
@@ -258,10 +327,11 @@ class UploadHeader(_message.Message):
         sender: _builtins.str = ...,
         transcript: _builtins.bytes = ...,
         length: _builtins.int = ...,
+        content_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "length", b"length", "sender", b"sender", "sum", b"sum", "transcript", b"transcript"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "context", b"context", "length", b"length", "sender", b"sender", "sum", b"sum", "transcript", b"transcript"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,6 +349,7 @@ class SurvivorList(_message.Message):
     ALIVE_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
     UPLOADS_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
     sum: _builtins.str
     transcript: _builtins.bytes
     @_builtins.property
@@ -291,6 +362,10 @@ class SurvivorList(_message.Message):
     def uploads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Of each of `alive`, in that order: its signature under the UploadHeader of this sum and transcript."""
 
+    @_builtins.property
+    def hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encrypted sums only: of each of `alive`, in that order, BLAKE3 of its upload."""
+
     def __init__(
         self,
         *,
@@ -300,10 +375,11 @@ class SurvivorList(_message.Message):
         alive: _abc.Iterable[_builtins.str] | None = ...,
         gone: _abc.Iterable[_builtins.str] | None = ...,
         uploads: _abc.Iterable[_builtins.bytes] | None = ...,
+        hashes: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "context", b"context", "gone", b"gone", "sum", b"sum", "transcript", b"transcript", "uploads", b"uploads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "context", b"context", "gone", b"gone", "hashes", b"hashes", "sum", b"sum", "transcript", b"transcript", "uploads", b"uploads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -373,6 +449,64 @@ class OpenedShare(_message.Message):
 Global___OpenedShare: _TypeAlias = OpenedShare  # noqa: Y015
 
 @_typing.final
+class Decryption(_message.Message):
+    """Phase 5 of an encrypted sum, by one holder of the key: what the fold of the listed uploads decrypts to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    LIST_DIGEST_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    sum: _builtins.str
+    sender: _builtins.str
+    list_digest: _builtins.bytes
+    @_builtins.property
+    def context(self) -> Global___SumContext: ...
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecryptedPart]: ...
+    def __init__(
+        self,
+        *,
+        context: Global___SumContext | None = ...,
+        sum: _builtins.str = ...,
+        sender: _builtins.str = ...,
+        list_digest: _builtins.bytes = ...,
+        parts: _abc.Iterable[Global___DecryptedPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "list_digest", b"list_digest", "parts", b"parts", "sender", b"sender", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decryption: _TypeAlias = Decryption  # noqa: Y015
+
+@_typing.final
+class DecryptedPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    part: _builtins.str
+    words: _builtins.bytes
+    """Little-endian words of the part's ring."""
+    def __init__(
+        self,
+        *,
+        part: _builtins.str = ...,
+        words: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptedPart: _TypeAlias = DecryptedPart  # noqa: Y015
+
+@_typing.final
 class AttemptJournal(_message.Message):
     """The coordinator's durable record of an attempt: every input that its machine accepted, in order. Restoring replays
     them, signatures checked again.
@@ -432,7 +566,9 @@ class JournalEntry(_message.Message):
     @_builtins.property
     def decide(self) -> Global___Decide: ...
     @_builtins.property
-    def opening(self) -> Global___SignedMessage: ...
+    def opening(self) -> Global___SignedMessage:
+        """Opening, or Decryption where the sum is encrypted."""
+
     @_builtins.property
     def close_sum(self) -> Global___CloseSum: ...
     def __init__(
@@ -481,18 +617,24 @@ class DealtShares(_message.Message):
 
     SENDER_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_KEY_FIELD_NUMBER: _builtins.int
     sender: _builtins.str
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedMessage]: ...
+    @_builtins.property
+    def encryption_key(self) -> Global___SignedMessage:
+        """EncryptionKey; of its maker only."""
+
     def __init__(
         self,
         *,
         sender: _builtins.str = ...,
         messages: _abc.Iterable[Global___SignedMessage] | None = ...,
+        encryption_key: Global___SignedMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "sender", b"sender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key", "messages", b"messages", "sender", b"sender"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

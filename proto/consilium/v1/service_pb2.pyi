@@ -290,6 +290,7 @@ class Contribute(_message.Message):
     COHORT_FIELD_NUMBER: _builtins.int
     SHARES_FIELD_NUMBER: _builtins.int
     OPENED_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_KEY_FIELD_NUMBER: _builtins.int
     sum: _builtins.str
     @_builtins.property
     def cohort(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -301,6 +302,10 @@ class Contribute(_message.Message):
     def opened(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """OpenedSum of the sums before in this round, in order, exact bytes."""
 
+    @_builtins.property
+    def encryption_key(self) -> _secure_sum_pb2.SignedMessage:
+        """EncryptionKey, where the plan encrypts a sum."""
+
     def __init__(
         self,
         *,
@@ -308,10 +313,11 @@ class Contribute(_message.Message):
         cohort: _abc.Iterable[_builtins.str] | None = ...,
         shares: _abc.Iterable[_secure_sum_pb2.SignedMessage] | None = ...,
         opened: _abc.Iterable[_builtins.bytes] | None = ...,
+        encryption_key: _secure_sum_pb2.SignedMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "opened", b"opened", "shares", b"shares", "sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "encryption_key", b"encryption_key", "opened", b"opened", "shares", b"shares", "sum", b"sum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,7 +444,9 @@ class SubmitRequest(_message.Message):
     @_builtins.property
     def signature(self) -> _secure_sum_pb2.SignedMessage: ...
     @_builtins.property
-    def opening(self) -> _secure_sum_pb2.SignedMessage: ...
+    def opening(self) -> _secure_sum_pb2.SignedMessage:
+        """Opening, or Decryption where the sum is encrypted."""
+
     @_builtins.property
     def withdrawal(self) -> Global___Withdrawal:
         """This institution cannot go on with the attempt, and why (a code)."""

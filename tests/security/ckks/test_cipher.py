@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from security.ckks.cipher import PublicKey, SecretKey, key_id, make_key, matches
 from security.ckks.encoding import MAX_CIPHERTEXT_BYTES, NOISE, SLOTS, DamagedCiphertextError, SlotCode
 from security.secure_sum.errors import MalformedMessageError
+from security.secure_sum.masks import word_type
+from security.secure_sum.spec import Ring
 
 PUBLIC, SECRET = make_key()
 PUBLIC_KEY, SECRET_KEY = PublicKey(PUBLIC), SecretKey(SECRET)
 CODE = SlotCode.of(32, 9)
+RINGS: tuple[Ring, ...] = (16, 32, 64)
 
 
 def ciphertext(words: object = range(10)) -> bytes:
@@ -32,11 +35,11 @@ def opened(*blobs: bytes, secret: SecretKey = SECRET_KEY, length: int = 10) -> l
 
 
 @settings(max_examples=10, deadline=None)
-@given(ring=st.sampled_from((32, 64)), members=st.sampled_from((1, 3, 9, 16, 40)), seed=st.integers(0, 2**32))
-def test_whole_words_at_both_ends_of_the_ring_add_up_exactly(ring: int, members: int, seed: int) -> None:
+@given(ring=st.sampled_from(RINGS), members=st.sampled_from((1, 3, 9, 16, 40)), seed=st.integers(0, 2**32))
+def test_whole_words_at_both_ends_of_the_ring_add_up_exactly(ring: Ring, members: int, seed: int) -> None:
     code = SlotCode.of(ring, members)
     rng = np.random.default_rng(seed)
-    kind = np.uint32 if ring == 32 else np.uint64
+    kind = word_type(ring)
     vectors = [rng.integers(0, 2**ring, code.words, dtype=kind) for _ in range(members)]
     vectors[0][:], vectors[-1][::2] = 2**ring - 1, 0
     total = None
@@ -57,7 +60,6 @@ def test_the_noise_is_what_the_encoding_counts_on() -> None:
 
 def test_two_encryptions_of_the_same_words_differ() -> None:
     assert ciphertext() != ciphertext()
-    assert abs(len(ciphertext()) - 61_750) < 200
     assert len(ciphertext()) < MAX_CIPHERTEXT_BYTES
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from security.ckks.encoding import MAX_CIPHERTEXT_BYTES, NOISE, SLOTS, DamagedCiphertextError, SlotCode, upload_bytes
+from security.ckks.encoding import FRAME_BYTES, NOISE, SLOTS, DamagedCiphertextError, SlotCode, encrypted
+from security.errors import ConfigurationError
 from security.secure_sum.masks import word_type
-from security.secure_sum.spec import Part
+from security.secure_sum.spec import Part, Ring, Sum
 
-Ring = Literal[32, 64]
-RINGS: tuple[Ring, ...] = (32, 64)
+RINGS: tuple[Ring, ...] = (16, 32, 64)
 
 
 def words_of(ring: Ring, length: int, seed: int) -> npt.NDArray[np.generic]:
@@ -40,7 +39,7 @@ def test_sums_under_the_worst_noise_that_is_tolerated_come_back_bit_for_bit(
 
 
 @given(ring=st.sampled_from(RINGS), members=st.integers(1, 2000))
-def test_no_sum_can_leave_the_modulus_and_noise_stays_far_below_a_unit(ring: int, members: int) -> None:
+def test_no_sum_can_leave_the_modulus_and_noise_stays_far_below_a_unit(ring: Ring, members: int) -> None:
     code = SlotCode.of(ring, members)
     assert members * 2 ** (code.bits - 1) * code.scale <= 2**52
     assert 12 * NOISE * math.sqrt(members) <= 0.375 * code.scale
@@ -72,7 +71,16 @@ def test_what_no_honest_fold_gives_is_refused(damage: object) -> None:
         code.from_slots(damage(slots), 50, 3)  # type: ignore[operator]
 
 
-def test_bytes_of_an_upload_follow_from_its_parts() -> None:
+def test_what_travels_follows_from_the_plan() -> None:
     nine = frozenset(f"i{k}" for k in range(9))
-    parts = (Part("small", 32, 1, nine), Part("large", 64, 1025, nine))
-    assert 3 * 61_000 < upload_bytes(parts) < 3 * MAX_CIPHERTEXT_BYTES
+    which = encrypted(Sum("A", (Part("small", 32, 1, nine), Part("large", 64, 1025, nine))))
+    assert [p.sent_bytes for p in which.parts] == [FRAME_BYTES, 2 * FRAME_BYTES]
+    assert [p.bytes for p in which.parts] == [4, 8 * 1025]
+    assert which.encrypted
+
+
+def test_a_sum_is_encrypted_whole_or_not_at_all() -> None:
+    nine = frozenset(f"i{k}" for k in range(9))
+    (one,) = encrypted(Sum("A", (Part("small", 32, 1, nine),))).parts
+    with pytest.raises(ConfigurationError, match="in part"):
+        Sum("A", (one, Part("large", 64, 1025, nine)))

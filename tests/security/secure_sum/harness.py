@@ -24,7 +24,7 @@ from security.secure_sum.masks import word_type
 from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, SurvivorList
 from security.secure_sum.spec import Attempt, Context, Part, Ring, Sum
-from security.secure_sum.upload import ArrayWords, MaskedUpload
+from security.secure_sum.upload import ArrayWords, Upload
 from security.signing import IdentityKey
 
 Words = npt.NDArray[Any]
@@ -170,7 +170,7 @@ class World:
         for name in self.deliveries(names):
             self[name].enter(sum_name, seen)
 
-    def mask(self, sum_name: str, name: str) -> MaskedUpload:
+    def mask(self, sum_name: str, name: str) -> Upload:
         """One institution's upload of its planned values."""
         sources = {p.name: ArrayWords(self.values[name, sum_name, p.name].copy()) for p in self[name].uploads}
         return self[name].mask(sources)

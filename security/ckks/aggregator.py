@@ -1,0 +1,174 @@
+"""The coordinator's side of an attempt with encrypted sums: it relays a key and ciphertexts, and decrypts nothing.
+
+No TenSEAL here: what comes in is checked for who says it, for which list and of what length, and never parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+
+from consilium.v1 import secure_sum_pb2 as pb
+
+from security.ckks import keys
+from security.ckks.messages import Decryption, EncryptionKey
+from security.secure_sum import derive
+from security.secure_sum.errors import (
+    MalformedMessageError,
+    SecureSumError,
+    TooFewMembersError,
+    UnknownMemberError,
+    WrongContextError,
+)
+from security.secure_sum.journal import JournalledAggregator
+from security.secure_sum.messages import Signed, SurvivorList
+from security.secure_sum.phases import AggregatorStep
+from security.secure_sum.recover import PartOpening
+from security.secure_sum.signatures import equivocation
+from security.secure_sum.spec import Attempt, Part
+from security.secure_sum.verify import open_signed, sha256
+
+
+class DecryptionsDifferError(SecureSumError):
+    """Two holders of the key say that one fold decrypts to different words. One of them lies; both are named."""
+
+    code = "decryptions-differ"
+
+
+def make_aggregator(attempt: Attempt) -> JournalledAggregator:
+    """The aggregator that an attempt needs."""
+    return (EncryptedAggregator if attempt.encrypted else JournalledAggregator)(attempt)
+
+
+class EncryptedAggregator(JournalledAggregator):
+    """One attempt with encrypted sums at the coordinator; see `Aggregator`."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._passed: set[tuple[str, str]] = set()  # (sum, holder) that did not answer
+        self._decrypted: dict[str, Decryption] = {}
+
+    def take_shares(self, sender: str, messages: Iterable[Signed], encryption_key: Signed | None = None) -> None:
+        """See `Aggregator`.
+
+        Raises:
+            MalformedMessageError: an encryption key by another than who makes it, or none by the maker.
+            EquivocationError: another encryption key than before.
+        """
+        known = self.encryption_key
+        if encryption_key is not None:
+            if known is not None and known.payload != encryption_key.payload and known.signer == sender:
+                open_signed(self.attempt, encryption_key, derive.TAG_ENCRYPTION_KEY, EncryptionKey.decode)
+                raise equivocation(known, encryption_key)
+            if encryption_key.signer != sender:
+                raise MalformedMessageError("an encryption key was sent under another's name.", culprits=(sender,))
+            if known is None:
+                self._after(AggregatorStep.TAKE_SHARES)
+                keys.open_offer(self.attempt, encryption_key, self._keys_digest, self.keys)
+        elif self.keys and keys.holders(self.attempt, self.keys)[0] == sender and known is None:
+            raise MalformedMessageError(f"{sender!r} makes the encryption key, and deals none.", culprits=(sender,))
+        super().take_shares(sender, messages, encryption_key)
+        self.encryption_key = known or encryption_key
+
+    def close_shares(self) -> None:
+        """See `Aggregator`.
+
+        Raises:
+            TooFewMembersError: who makes the encryption key has vanished; in the next attempt another one makes it.
+        """
+        self._after(AggregatorStep.CLOSE_SHARES)
+        keys.open_offer(self.attempt, self.encryption_key, self._keys_digest, self.keys)
+        super().close_shares()
+
+    def _transcript(self, sum_name: str, consumed: bytes) -> bytes:
+        assert self.encryption_key is not None
+        return super()._transcript(
+            sum_name, derive.digest_of("encrypted", (consumed, sha256(self.encryption_key.payload)))
+        )
+
+    # -- openings -----------------------------------------------------------------------------------------------
+
+    @property
+    def _encrypted(self) -> bool:
+        return self.attempt.sum(self.current.name).encrypted
+
+    def asked(self, gone: Set[str] = frozenset()) -> frozenset[str]:
+        """See `Aggregator`. Of the holders of the key one at a time, in their order."""
+        if not self._encrypted:
+            return super().asked(gone)
+        name = self.current.name
+        waiting = [
+            h
+            for h in keys.holders(self.attempt, self.keys)
+            if h in self.cohort and h not in gone and (name, h) not in self._passed
+        ]
+        return frozenset(waiting[:1])
+
+    def pass_on(self, gone: Set[str] = frozenset()) -> bool:
+        """See `Aggregator`."""
+        if not self._encrypted:
+            return super().pass_on(gone)
+        self._passed |= {(self.current.name, holder) for holder in self.asked(gone)}
+        return bool(self.asked(gone))
+
+    def shown(self) -> Mapping[str, str]:
+        """See `Aggregator`."""
+        if not self._encrypted or not self.current.payload:
+            return {}
+        listed = SurvivorList.decode(self.current.payload)
+        return {digest.hex(): name for name, digest in zip(listed.alive, listed.hashes, strict=True)}
+
+    def take_opening(self, signed: Signed) -> None:
+        """See `Aggregator`; of an encrypted sum it is a decryption.
+
+        Raises:
+            DecryptionsDifferError: two holders decrypted one fold to different words.
+        """
+        if not self._encrypted:
+            super().take_opening(signed)
+            return
+        self._after(AggregatorStep.TAKE_OPENING)
+        current, sender = self.current, signed.signer
+        known = current.openings.get(sender)
+        if known is not None and known.payload == signed.payload:
+            return
+        message = open_signed(self.attempt, signed, derive.TAG_DECRYPTION, Decryption.decode)
+        if sender not in keys.holders(self.attempt, self.keys):
+            raise UnknownMemberError(f"{sender!r} does not hold the encryption key.")
+        if message.sum != current.name or message.list_digest != sha256(current.payload):
+            raise WrongContextError(f"{sender!r} decrypts for another survivor list.", place=sender)
+        if known is not None:
+            raise equivocation(known, signed)
+        if [(p.part, len(p.words)) for p in message.parts] != [(p.name, p.bytes) for p in self._opened_parts()]:
+            raise MalformedMessageError(f"{sender!r} does not decrypt the parts to be opened.", culprits=(sender,))
+        other = self._decrypted.get(current.name)
+        if other is not None and other.parts != message.parts:
+            raise DecryptionsDifferError(
+                f"{other.sender!r} and {sender!r} decrypt one fold to different words.",
+                remedy="One of the two lies; the first one's stands, as nobody else can tell.",
+                culprits=(other.sender, sender),
+            )
+        self._decrypted.setdefault(current.name, message)
+        current.openings[sender] = signed
+        self._note(pb.JournalEntry(opening=signed.to_proto()))
+
+    def _opened_parts(self) -> tuple[Part, ...]:
+        return self.attempt.opened_parts(self.current.name, self.cohort, self.current.alive)
+
+    @property
+    def openable(self) -> bool:
+        """See `Aggregator`."""
+        return self.current.name in self._decrypted if self._encrypted else super().openable
+
+    def unmask(self) -> tuple[PartOpening, ...]:
+        """See `Aggregator`: here the sums themselves."""
+        if not self._encrypted:
+            return super().unmask()
+        self._after(AggregatorStep.TAKE_OPENING)
+        decrypted = self._decrypted.get(self.current.name)
+        if decrypted is None:
+            raise TooFewMembersError("no holder of the key has decrypted the fold.", remedy="Wait for one.")
+        alive = self.current.alive
+        return tuple(
+            PartOpening(part, tuple(sorted(part.contributors & alive)), (), found.words)
+            for part, found in zip(self._opened_parts(), decrypted.parts, strict=True)
+        )

@@ -1,0 +1,377 @@
+"""A lying coordinator, and institutions that cheat, against encrypted sums. Nothing opens that should not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from security.ckks import keys
+from security.ckks.aggregator import DecryptionsDifferError
+from security.ckks.cipher import PublicKey, make_key
+from security.ckks.encoding import FRAME_BYTES, DamagedCiphertextError
+from security.ckks.member import NotAHolderError
+from security.ckks.messages import DecryptedPart, Decryption, EncryptionKey, content_hash
+from security.ckks.upload import EncryptedUpload, encrypt_part
+from security.secure_sum import derive
+from security.secure_sum.errors import (
+    BadShareError,
+    BelowFloorError,
+    ContradictoryListError,
+    EquivocationError,
+    MalformedMessageError,
+    MissingSignaturesError,
+    OutOfPhaseError,
+    TamperedKeysError,
+    TooFewMembersError,
+    TranscriptError,
+    UnknownMemberError,
+    UnprovenUploadError,
+    WrongContextError,
+)
+from security.secure_sum.messages import Signed, SurvivorList, UploadHeader
+from security.secure_sum.upload import ArrayWords
+from security.secure_sum.verify import sha256
+from security.signing import BadSignatureError
+from tests.security.ckks.harness import EncryptedWorld, encrypted_attempt
+from tests.security.secure_sum.harness import NAMES, World, context, identity, make_attempt, refuses
+
+FIVE = NAMES[:5]
+
+
+def signed(name: str, tag: str, payload: bytes) -> Signed:
+    return Signed(name, payload, identity(name).sign(tag, payload))
+
+
+def dealt(**changes: Any) -> EncryptedWorld:
+    """Everybody has dealt; nobody has accepted."""
+    world = EncryptedWorld(encrypted_attempt(threshold=4, **changes))
+    world.deal(world.send_keys())
+    return world
+
+
+def uploaded(**changes: Any) -> EncryptedWorld:
+    """Sum A is uploaded by everybody, and its list is shown."""
+    world = dealt(**changes)
+    world.accept()
+    world.upload_all("A")
+    return world
+
+
+def cheat(world: EncryptedWorld, name: str, data: bytes, sum_name: str = "A") -> None:
+    """A dishonest member uploads any bytes, properly announced; everybody else uploads; the list is signed."""
+    world.enter(sum_name, FIVE)
+    for each in FIVE:
+        if each != name:
+            world.upload(sum_name, each)
+    header = UploadHeader(
+        world.attempt.context,
+        sum_name,
+        name,
+        world.transcript(sum_name),
+        len(data),
+        content_hash(data),
+    )
+    world.mask(sum_name, name)
+    current = world[name]._current
+    assert current is not None
+    current.upload = EncryptedUpload(signed(name, derive.TAG_UPLOAD, header.encode()), data)
+    world.aggregator.take_header(current.upload.header)
+    world.uploads[sum_name, name] = data
+    world.aggregator.complete_upload(name)
+    world.lists[sum_name] = world.aggregator.close_uploads()
+    for each in FIVE:
+        world.aggregator.take_signature(world[each].sign(world.lists[sum_name]))
+    world.aggregator.decide()
+
+
+class TestKeys:
+    def test_a_public_key_swapped_by_the_coordinator_is_refused_by_everybody(self) -> None:
+        world = dealt()
+        offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
+        public, _ = make_key()
+        swapped = replace(offer, public_key=public).encode()
+        own = replace(offer, public_key=public, sender="south", boxes=()).encode()  # a colluder's own
+        for signer, payload in (("south", swapped), ("north", swapped), ("south", own)):
+            forged = Signed(signer, payload, identity("south").sign(derive.TAG_ENCRYPTION_KEY, payload))
+            for name in FIVE:
+                with pytest.raises((BadSignatureError, MalformedMessageError)):
+                    world.take(name, forged)
+
+    def test_the_maker_notices_another_key_of_its_own_hand(self) -> None:
+        world = dealt()
+        other = EncryptedWorld(encrypted_attempt(threshold=4))
+        other.deal(other.send_keys())
+        refuses(
+            TamperedKeysError,
+            world["north"].accept,
+            sorted(FIVE),
+            list(world.aggregator.shares_for("north")),
+            other.aggregator.encryption_key,
+        )
+
+    def test_a_maker_that_shows_two_keys_makes_two_transcripts_and_nobody_signs(self) -> None:
+        world = dealt()
+        double = EncryptedWorld(encrypted_attempt(threshold=4))
+        double.deal(double.send_keys())
+        second = double.aggregator.encryption_key  # the same seeds, so that all but the key pair is the same
+        assert second is not None
+        world.take("south", second)
+        for name in FIVE:
+            if name != "south":
+                world.take(name)
+        world.enter("A", FIVE)
+        refuses(TranscriptError, world.aggregator.take_header, world.mask("A", "south").header)
+        for name in FIVE:
+            if name != "south":
+                world.upload("A", name)
+        listed = world.aggregator.close_uploads()
+        refuses(TranscriptError, world["south"].sign, listed)
+
+    def test_a_secret_key_that_does_not_fit_the_public_one_names_its_maker(self) -> None:
+        world = dealt()
+        offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
+        secrets, member = world.member("north")._secrets, world.member("north")
+        assert secrets is not None
+        receivers = {"south": member._keys["south"].share_key}
+        pair = (offer.public_key, make_key()[1])
+        lie = keys.seal(world.attempt, "north", offer.keys_digest, pair, b"w" * 32, secrets.share_key, receivers)
+        with pytest.raises(BadShareError) as refused:
+            world.take("south", signed("north", derive.TAG_ENCRYPTION_KEY, lie.encode()))
+        assert refused.value.culprits == ("north",)
+
+    def test_a_box_for_another_holder_or_another_key_does_not_open(self) -> None:
+        world = dealt()
+        offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
+        for lie in (
+            replace(offer, sealed_secret=offer.sealed_secret[:-1] + b"\0"),
+            replace(offer, boxes=(replace(offer.boxes[0], box=bytes(48)),)),
+            replace(offer, public_key=make_key()[0]),
+        ):
+            with pytest.raises(BadShareError) as refused:
+                world.take("south", signed("north", derive.TAG_ENCRYPTION_KEY, lie.encode()))
+            assert refused.value.culprits == ("north",)
+
+    def test_a_key_of_another_attempt_or_for_other_keys_or_holders_is_refused(self) -> None:
+        world = dealt()
+        offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
+        for lie, kind in (
+            (replace(offer, context=context(attempt=2)), WrongContextError),
+            (replace(offer, keys_digest=bytes(32)), WrongContextError),
+            (replace(offer, boxes=()), MalformedMessageError),
+            (replace(offer, boxes=(replace(offer.boxes[0], receiver="upper"),)), MalformedMessageError),
+            (replace(offer, public_key=b"\x5e\xa1\x10 no key"), MalformedMessageError),
+        ):
+            forged = signed("north", derive.TAG_ENCRYPTION_KEY, lie.encode())
+            relayed = list(world.aggregator.shares_for("south"))
+            refuses(kind, world["south"].accept, sorted(FIVE), relayed, forged)
+        refuses(TooFewMembersError, world["south"].accept, sorted(FIVE), relayed, None)
+
+    def test_only_the_holders_boxes_open_and_the_coordinator_sees_no_secret(self) -> None:
+        world = uploaded()
+        secret = world.member("north")._made
+        assert len(secret) > 60_000
+        everything = [s.payload for s in world.aggregator.keys.values()]
+        everything += [s.payload for by in world.aggregator.shares.values() for s in by.values()]
+        everything += [world.aggregator.encryption_key.payload, *world.uploads.values()]  # type: ignore[union-attr]
+        assert not any(secret[k : k + 32] in data for data in everything for k in range(16, len(secret) - 32, 997))
+        offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
+        assert [b.receiver for b in offer.boxes] == ["south"]
+
+    def test_keys_are_forgotten_with_the_attempt(self) -> None:
+        world = uploaded()
+        member = world.member("north")
+        member.withdraw()
+        assert (member._made, member._secret, member._public, member.encryption_key) == (b"", None, None, None)
+        assert "omitted" in repr(member)
+
+
+class TestLists:
+    def test_a_list_below_the_floor_is_not_signed_and_so_not_decrypted(self) -> None:
+        world = uploaded()
+        listed = SurvivorList.decode(world.lists["A"])
+        for alive in (listed.alive[:2], listed.alive[:1]):
+            few = replace(
+                listed,
+                alive=alive,
+                gone=tuple(n for n in listed.alive if n not in alive),
+                uploads=listed.uploads[: len(alive)],
+                hashes=listed.hashes[: len(alive)],
+            ).encode()
+            for name in FIVE:
+                refuses(BelowFloorError, world[name].sign, few)
+
+    def test_one_institution_s_ciphertext_in_the_place_of_all_is_not_decrypted(self) -> None:
+        world = uploaded()
+        world.sign_and_open("A", FIVE, ())
+        victim = world.uploads["A", "east"]
+        signatures = list(world.aggregator.current.signatures.values())
+        refuses(ContradictoryListError, world["north"].open, signatures, lambda digest: victim)
+
+    def test_one_upload_listed_for_several_institutions_is_not_signed(self) -> None:
+        world = uploaded()
+        listed = SurvivorList.decode(world.lists["A"])
+        east = listed.alive.index("east")
+        doubled = replace(listed, hashes=(listed.hashes[east],) * 5).encode()
+        for name in FIVE:
+            with pytest.raises((UnprovenUploadError, ContradictoryListError)):
+                world[name].sign(doubled)
+
+    def test_a_replayed_ciphertext_of_another_round_is_not_signed_for(self) -> None:
+        old = uploaded(at=context(round_=1))
+        new = uploaded(at=context(round_=2))
+        replayed, listed = SurvivorList.decode(old.lists["A"]), SurvivorList.decode(new.lists["A"])
+        east = listed.alive.index("east")
+
+        def with_east(field: tuple[bytes, ...], other: tuple[bytes, ...]) -> tuple[bytes, ...]:
+            return (*field[:east], other[east], *field[east + 1 :])
+
+        lie = replace(
+            listed,
+            uploads=with_east(listed.uploads, replayed.uploads),
+            hashes=with_east(listed.hashes, replayed.hashes),
+        ).encode()
+        for name in ("north", "south"):
+            refuses(UnprovenUploadError, new[name].sign, lie)
+        refuses(ContradictoryListError, new["east"].sign, lie)
+
+    def test_another_upload_under_a_listed_hash_is_not_parsed(self) -> None:
+        world = uploaded()
+        world.sign_and_open("A", FIVE, ())
+        signatures = list(world.aggregator.current.signatures.values())
+        refuses(ContradictoryListError, world["north"].open, signatures, lambda digest: b"garbage")
+
+    def test_asked_twice_with_another_list_it_decrypts_only_the_signed_one(self) -> None:
+        world = uploaded()
+        world.sign_and_open("A", FIVE, FIVE)
+        (opening,) = world.openings["A"]
+        listed = SurvivorList.decode(world.lists["A"])
+        other = replace(
+            listed, alive=listed.alive[:4], gone=listed.alive[4:], uploads=listed.uploads[:4], hashes=listed.hashes[:4]
+        )
+        refuses(ContradictoryListError, world["north"].sign, other.encode())
+        assert world["north"].open([], world.fetch("north")) == opening
+        assert Decryption.decode(opening.payload).list_digest == sha256(world.lists["A"])
+
+    def test_without_enough_signatures_nothing_is_fetched_or_decrypted(self) -> None:
+        world = uploaded()
+        for name in FIVE:
+            world[name].sign(world.lists["A"])
+        few = [world[name].sign(world.lists["A"]) for name in FIVE[:3]]
+        refuses(MissingSignaturesError, world["north"].open, few, world.fetch("north"))
+        assert world.fetched == []
+
+    def test_hashes_are_listed_for_encrypted_sums_and_for_no_others(self) -> None:
+        world = uploaded()
+        bare = replace(SurvivorList.decode(world.lists["A"]), hashes=()).encode()
+        refuses(ContradictoryListError, world["north"].sign, bare)
+        mixed = EncryptedWorld(encrypted_attempt(masked_too=True, threshold=4)).ready()
+        mixed.upload_all("A")
+        listed = SurvivorList.decode(mixed.lists["A"])
+        refuses(ContradictoryListError, mixed["north"].sign, replace(listed, hashes=(bytes(32),) * 5).encode())
+
+    def test_who_holds_no_key_is_not_made_to_decrypt(self) -> None:
+        world = uploaded()
+        world.sign_and_open("A", FIVE, ())
+        signatures = list(world.aggregator.current.signatures.values())
+        refuses(NotAHolderError, world["west"].open, signatures, world.fetch("west"))
+
+
+class TestCiphertexts:
+    def test_a_ciphertext_of_another_key_opens_nothing(self) -> None:
+        world = dealt()
+        world.accept()
+        other = PublicKey(make_key()[0])
+        (part,) = world.attempt.sum("A").parts
+        cheat(world, "east", encrypt_part(part, ArrayWords(np.zeros(part.length, np.uint32)), other))
+        signatures = list(world.aggregator.current.signatures.values())
+        refuses(DamagedCiphertextError, world["north"].open, signatures, world.fetch("north"))
+
+    def test_truncated_and_garbage_ciphertexts_name_who_signed_them(self) -> None:
+        good = uploaded().uploads["A", "north"]
+        for data in (
+            bytes(FRAME_BYTES),
+            good[:30_000].ljust(FRAME_BYTES, b"\0"),
+            b"\xff" * FRAME_BYTES,
+            good[:40] + bytes(100) + good[140:],
+        ):
+            world = dealt()
+            world.accept()
+            cheat(world, "east", data)
+            signatures = list(world.aggregator.current.signatures.values())
+            error = refuses(MalformedMessageError, world["north"].open, signatures, world.fetch("north"))
+            assert getattr(error, "culprits", ()) == ("east",)
+
+    def test_an_upload_of_another_size_or_without_its_hash_is_not_admitted(self) -> None:
+        world = dealt()
+        world.accept()
+        world.enter("A", FIVE)
+        own = UploadHeader.decode(world.mask("A", "east").header.payload)
+        for lie in (replace(own, length=own.length - 1), replace(own, content_hash=b""), replace(own, sum="B")):
+            forged = signed("east", derive.TAG_UPLOAD, lie.encode())
+            refuses(OutOfPhaseError if lie.sum == "B" else MalformedMessageError, world.aggregator.take_header, forged)
+
+    def test_under_another_key_the_transcript_is_another_one(self) -> None:
+        first, second = uploaded(), uploaded()  # the same seeds: all but the key pair is the same
+        assert first.aggregator._keys_digest == second.aggregator._keys_digest
+        assert first.aggregator.current.transcript != second.aggregator.current.transcript
+
+
+class TestCoordinator:
+    def test_an_encryption_key_is_taken_from_its_maker_only_and_once(self) -> None:
+        world = EncryptedWorld(encrypted_attempt(threshold=4))
+        relayed = world.send_keys()
+        made = {name: list(world[name].deal(relayed).values()) for name in FIVE}
+        key = world["north"].encryption_key
+        assert key is not None
+        refuses(MalformedMessageError, world.aggregator.take_shares, "north", made["north"], None)
+        refuses(MalformedMessageError, world.aggregator.take_shares, "south", made["south"], key)
+        offer = EncryptionKey.decode(key.payload)
+        foreign = signed("south", derive.TAG_ENCRYPTION_KEY, replace(offer, sender="south").encode())
+        refuses(MalformedMessageError, world.aggregator.take_shares, "south", made["south"], foreign)
+        world.aggregator.take_shares("north", made["north"], key)
+        world.aggregator.take_shares("north", made["north"], key)
+        second = signed("north", derive.TAG_ENCRYPTION_KEY, replace(offer, public_key=make_key()[0]).encode())
+        refuses(EquivocationError, world.aggregator.take_shares, "north", made["north"], second)
+
+    def test_a_key_that_no_sum_needs_is_refused(self) -> None:
+        key = dealt().aggregator.encryption_key
+        world = World(make_attempt())
+        relayed = world.send_keys()
+        shares = list(world["north"].deal(relayed).values())
+        refuses(MalformedMessageError, world.aggregator.take_shares, "north", shares, key)
+
+    def test_only_a_holder_s_decryption_of_this_list_and_these_parts_counts(self) -> None:
+        world = uploaded()
+        world.sign_and_open("A", FIVE, ())
+        (part,) = world.attempt.sum("A").parts
+        digest = sha256(world.lists["A"])
+        good = Decryption(world.attempt.context, "A", "north", digest, (DecryptedPart(part.name, bytes(part.bytes)),))
+        for lie, kind in (
+            (replace(good, sender="west"), UnknownMemberError),
+            (replace(good, list_digest=bytes(32)), WrongContextError),
+            (replace(good, sum="B"), WrongContextError),
+            (replace(good, context=context(round_=7)), WrongContextError),
+            (replace(good, parts=()), MalformedMessageError),
+            (replace(good, parts=(DecryptedPart(part.name, b"short"),)), MalformedMessageError),
+            (replace(good, parts=(DecryptedPart("other", bytes(part.bytes)),)), MalformedMessageError),
+        ):
+            forged = signed(lie.sender, derive.TAG_DECRYPTION, lie.encode())
+            refuses(kind, world.aggregator.take_opening, forged)
+        unsigned = Signed("north", good.encode(), bytes(64))
+        refuses(BadSignatureError, world.aggregator.take_opening, unsigned)
+
+    def test_two_holders_who_decrypt_to_different_words_are_both_named(self) -> None:
+        world = uploaded()
+        world.sign_and_open("A", FIVE, ["north"])
+        (part,) = world.attempt.sum("A").parts
+        digest = sha256(world.lists["A"])
+        lie = Decryption(world.attempt.context, "A", "south", digest, (DecryptedPart(part.name, bytes(part.bytes)),))
+        forged = signed("south", derive.TAG_DECRYPTION, lie.encode())
+        error = refuses(DecryptionsDifferError, world.aggregator.take_opening, forged)
+        assert getattr(error, "culprits", ()) == ("north", "south")
+        honest = world["south"].open(list(world.aggregator.current.signatures.values()), world.fetch("south"))
+        world.aggregator.take_opening(honest)  # bit for bit what the first one said
+        assert world.finish_sum("A") == world.expected("A", FIVE)
