@@ -178,7 +178,7 @@ class SecureSumSettings(PlanTable):
     ] = ()
     ckks_max_bytes: Annotated[
         U32,
-        Range(61952, 16777216, "bytes"),
+        Range(61952, 31000000, "bytes"),
         about("Most ciphertext bytes of all vectors of one encrypted sum; a plan with a larger one is refused."),
     ] = 4194304
     coordinator_colludes: Annotated[

@@ -15,9 +15,11 @@ from pydantic import BaseModel
 from federation.plan import Column, Institution, LabelClass, Modality, Plan, PlanError
 from federation.plan_check import check, find_problems, minimum_threshold
 from federation.plan_problems import path_text
-from federation.plan_tables import Range
+from federation.plan_tables import Range, SecureSumSettings
 from federation.rounds import SETUP_SUMS, TRAINING_SUMS
 from federation.statistic_words import StatisticsEncoding
+from security.ckks.encoding import FRAME_BYTES, SLOTS, SlotCode
+from security.secure_sum.messages import MAX_PAYLOAD_BYTES
 from tests.plans import example_institutions, example_plan
 
 
@@ -345,3 +347,10 @@ def test_every_sum_of_a_run_can_be_encrypted_by_its_name() -> None:
     every = (*SETUP_SUMS, *TRAINING_SUMS)
     check(encrypting(*every))
     assert find_problems(encrypting(*every, ckks_max_bytes=61_952))
+
+
+def test_the_words_of_the_largest_encrypted_sum_fit_one_message() -> None:
+    (allowed,) = (r for r in SecureSumSettings.model_fields["ckks_max_bytes"].metadata if isinstance(r, Range))
+    words = allowed.high // FRAME_BYTES * SLOTS  # of 32 bits; of 64, half as many
+    assert 4 * words + 64 * 1024 < MAX_PAYLOAD_BYTES
+    assert max(SlotCode.of(ring, n).words * ring for ring in (16, 32, 64) for n in range(1, 300)) == 32 * SLOTS

@@ -32,9 +32,9 @@ SERVICE = {"grpc", "grpc_health", "sqlalchemy"}
     [
         ("security", HEAVY | SERVICE | {"federation", "monitoring", "prometheus_client"}),
         ("monitoring", HEAVY | SERVICE | {"federation"}),
-        ("federation", HEAVY | SERVICE | {"coordinator", "institution_node"}),
-        ("coordinator", HEAVY | {"institution_node", "studies", "deploy"}),
-        ("institution_node", {"coordinator", "studies", "deploy", "sqlalchemy"}),
+        ("federation", HEAVY | SERVICE | {"coordinator", "institution_node", "tenseal"}),
+        ("coordinator", HEAVY | {"institution_node", "studies", "deploy", "tenseal"}),
+        ("institution_node", {"coordinator", "studies", "deploy", "sqlalchemy", "tenseal"}),
         ("studies", {"grpc", "deploy"}),
     ],
 )

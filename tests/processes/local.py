@@ -145,17 +145,20 @@ class Bench:
         with connect(self.local.address, self.local.folder("operator")) as link:
             yield link
 
-    def plan(self, rounds: int = 3, parameters: int = 1000, **deadlines: float) -> Plan:
+    def plan(
+        self, rounds: int = 3, parameters: int = 1000, encrypted: tuple[str, ...] = (), **deadlines: float
+    ) -> Plan:
         """A plan of another run, which all nodes accept."""
         self._runs += 1
         plan = bench_plan.bench_plan(self.keys, parameters, rounds, "masks", self.local.name)
         waits = plan.deadlines.model_copy(update={"keys": 30.0, "upload": 40.0, **deadlines})
-        plan = plan.model_copy(update={"run": f"{plan.run}-{self._runs}", "deadlines": waits})
+        shut = plan.secure_sum.model_copy(update={"ckks": encrypted, "coordinator_colludes": not encrypted})
+        plan = plan.model_copy(update={"run": f"{plan.run}-{self._runs}", "deadlines": waits, "secure_sum": shut})
         run = digest(plan.to_bytes()).hex()
         for name in self.names:
             policy = self.local.folder(name) / "policy.toml"
             new = policy.with_suffix(".new")
-            new.write_text(f"accepted_plans = {json.dumps([run])}\n")
+            new.write_text(f"accepted_plans = {json.dumps([run])}\nallow_ckks = {json.dumps(bool(encrypted))}\n")
             os.replace(new, policy)
         return plan
 
