@@ -186,7 +186,7 @@ class OpenedSum(_message.Message):
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OpenedPart]: ...
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentState]:
-        """Sum `updates`: w(t+1), for the institutions to check against what they compute themselves."""
+        """Sum `updates`: w(t+1), for the institutions to check against what they compute themselves. Sum `weights`: w(0)."""
 
     def __init__(
         self,
