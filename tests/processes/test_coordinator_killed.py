@@ -26,6 +26,8 @@ RARER = (
     "after-uploads/2/updates",
     "after-openings/2/updates",
     "after-fold/2/updates",
+    "before-sum-folded/2/updates",
+    "after-sum-folded/2/updates",  # the uploads are there still, and not needed any more
     "before-list-signed/2/statistics",
     "after-list-signed/2/statistics",
     "after-openings/2/statistics",
