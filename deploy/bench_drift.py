@@ -90,7 +90,7 @@ def drift(name: str, usage: Usage, commits: Sequence[float]) -> Drift:
 def table(drifts: Iterable[Drift], rounds: int) -> Table:
     """The drifts for people."""
     t = Table(title=f"After round {WARM_ROUNDS}, and at the end of {rounds}", box=SIMPLE_HEAD)
-    t.add_column("process")
+    t.add_column("process", no_wrap=True)
     for heading in ("RssAnon MiB", "at the end", "peak MiB", "at the end", "open files", "at the end"):
         t.add_column(heading, justify="right")
     t.add_column("")

@@ -153,7 +153,7 @@ def details(found: Sequence[tuple[Case, LargeReading]]) -> list[dict[str, Any]]:
 def memory_table(found: Sequence[tuple[Case, LargeReading]]) -> Table:
     """What every process held, for people."""
     t = Table(title="Peak RssAnon, MiB (above idle)", box=SIMPLE_HEAD)
-    t.add_column("process")
+    t.add_column("process", no_wrap=True)
     for case, _ in found:
         t.add_column(f"{case.backend}, {case.dropouts} gone", justify="right")
     for party in found[0][1].peak:
