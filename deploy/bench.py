@@ -50,6 +50,8 @@ def default_cases() -> list[Case]:
         *cases([1_000_000], [3], [0]),
         *cases([1_000_000, 10_000_000], [9], [0, 1]),
         *cases([100_000_000], [9], [0]),
+        *cases([100_000], [9], [0]),
+        *(Case(9, size, "ckks") for size in (100_000, 1_000_000)),
         *cases([1_000_000], [32], [0]),
         Case(50, 1_000_000),
         *cases([1_000_000], [100], [0], "memory"),
@@ -66,7 +68,7 @@ SETS: Final = {"default": default_cases, "many": many_cases}
 
 def rounds_of(case: Case) -> int:
     """Counted rounds in one pass: fewer where one takes long."""
-    words = case.institutions * case.parameters
+    words = case.institutions * case.parameters * (8 if case.backend == "ckks" else 1)
     if case.transport == "memory":
         return 2 if words <= 100_000_000 else 1
     return 5 if words <= 50_000_000 else 3 if words <= 100_000_000 else 1

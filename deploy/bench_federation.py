@@ -82,6 +82,9 @@ class BenchFederation(LocalFederation):
             nowhere = self.folder(name) / "generated"
             institution = LocalInstitution(name, dict.fromkeys(modalities[name], nowhere), nowhere)
             self.configure_node(institution, [run.hex()])
+            if plan.secure_sum.ckks:
+                with (self.folder(name) / "policy.toml").open("a") as policy:
+                    policy.write("allow_ckks = true\n")
         return run
 
     def start_all(self, names: Sequence[str], environment: Mapping[str, Mapping[str, str]]) -> dict[str, int]:

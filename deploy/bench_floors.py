@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from federation.layout import layout
+from federation.layout import Component, layout
 from federation.plan import Plan
+from federation.rounds import UPDATES
 from federation.server_optimisers import state_slots
 from institution_node.model_files import MEMORY_BYTES
+from security.ckks.encoding import ciphertext_bytes
+from security.secure_sum.spec import Part
 
 Kind = Literal["keystream", "tls", "hash", "disk"]
 
@@ -31,6 +34,7 @@ class ComponentLoad:
         word_bytes: of one parameter on the wire.
         slots: state vectors of the server optimiser (FedAvg 0, FedAvgM 1, FedAdam and FedYogi 2).
         masked: False for the backend `none`.
+        ciphertext: bytes of one encrypted upload; 0: it is not encrypted.
         filed: whether it is too large for the institutions' memory and rests in a file at each.
     """
 
@@ -41,6 +45,7 @@ class ComponentLoad:
     word_bytes: int = 4
     slots: int = 0
     masked: bool = True
+    ciphertext: int = 0
     filed: bool = False
 
     @property
@@ -52,6 +57,11 @@ class ComponentLoad:
     def vector(self) -> int:
         """Bytes of one upload: a word per parameter, and one for the weight behind them."""
         return self.word_bytes * (self.parameters + 1)
+
+    @property
+    def upload(self) -> int:
+        """Bytes of one upload."""
+        return self.ciphertext or self.vector
 
     @property
     def model(self) -> int:
@@ -84,7 +94,7 @@ class RoundBytes:
 def keystream_bytes(load: ComponentLoad) -> int:
     """Each survivor expands one keystream a neighbour and its own; the coordinator every survivor's own, and those
     between every survivor and each neighbour of it that is gone."""
-    if not load.masked:
+    if not load.masked or load.ciphertext:
         return 0
     neighbours = load.owners - 1 if load.neighbours is None else load.neighbours
     masking = load.alive * (neighbours + 1)
@@ -98,19 +108,20 @@ def component_bytes(load: ComponentLoad, transport: Literal["grpc", "memory"] = 
     Up go the survivors' vectors, down to every owner the opened sum. Hashed: every vector at both ends, and w(t+1) with
     the optimiser's state by every owner and the coordinator. The coordinator writes the spool, the opened sum and the
     model, and reads the spool, the opened sum (to advance the model, then once for every owner) and the old model. A
-    model that rests in files is read and written once by every owner.
+    model that rests in files is read and written once by every owner. Ciphertexts go on to whoever decrypts.
     """
-    up, down = load.alive * load.vector, load.owners * load.vector
+    up, down = load.alive * load.upload, load.owners * load.vector
+    fetched = up if load.ciphertext else 0
     opened = load.vector
     made = RoundBytes(
         keystream=keystream_bytes(load),
-        hashed=2 * up + opened + down + (load.owners + 1) * load.model,
+        hashed=2 * up + fetched + opened + down + (load.owners + 1) * load.model,
     )
     if transport == "memory":
         return made
     filed = load.owners * load.model if load.filed else 0
     written, read = up + opened + load.model + filed, up + opened + load.model + down + filed
-    return made + RoundBytes(sent=up + down, written=written, read=read)
+    return made + RoundBytes(sent=up + fetched + down, written=written, read=read)
 
 
 def round_bytes(loads: Iterable[ComponentLoad], transport: Literal["grpc", "memory"] = "grpc") -> RoundBytes:
@@ -136,11 +147,16 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
             word_bytes=2 if plan.secure_sum.half_words else 4,
             slots=slots,
             masked=plan.secure_sum.backend != "none",
+            ciphertext=_ciphertext(c) if UPDATES in plan.secure_sum.ckks else 0,
             filed=4 * c.size * (1 + slots) > MEMORY_BYTES,
         )
         for c in components.values()
         if c.shared
     ]
+
+
+def _ciphertext(component: Component) -> int:
+    return ciphertext_bytes(Part(component.name, 32, component.size + 1, frozenset(component.owners)))
 
 
 def owned_parameters(loads: Iterable[ComponentLoad]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Literal
+from typing import Any, Literal
 
 from federation.plan import (
     Column,
@@ -28,7 +28,7 @@ PATIENTS = 20
 
 
 def bench_plan(
-    keys: Mapping[str, str], parameters: int, rounds: int, backend: Literal["masks", "none"], federation: str
+    keys: Mapping[str, str], parameters: int, rounds: int, backend: Literal["masks", "ckks", "none"], federation: str
 ) -> Plan:
     """A plan whose encoder has about `parameters` parameters.
 
@@ -36,7 +36,7 @@ def bench_plan(
         keys: institution to its `p256:` line.
         parameters: of the encoder: 10·h + h, h·h + h, h·16 + 16.
         rounds: training rounds.
-        backend: `none` runs the same transport, spool and hash without masks.
+        backend: `none` runs the same transport, spool and hash without masks; `ckks` encrypts sum A and masks sum B.
         federation: its name.
     """
     hidden = isqrt(parameters) - 14
@@ -59,11 +59,18 @@ def bench_plan(
         institutions=tuple(Institution(name=n, key=k, modalities=(MODALITY,)) for n, k in keys.items()),
         model=Model(),
         # What is measured is a round with both of its sums, also where somebody drops out.
-        secure_sum=SecureSumSettings(
-            backend=backend, threshold=minimum_threshold(len(keys), 1), clip=0.1, similar_statistics="log"
-        ),
+        secure_sum=_secure_sum(backend, len(keys)),
         training=Training(local_steps=1),
         evaluation=Evaluation(select="last", patience=0),
         features=FeatureFloors(min_institutions=3, min_patients=10),
         deadlines=Deadlines(keys=60.0, upload=120.0, signatures=60.0, openings=60.0, enrolment=120.0),
     )
+
+
+def _secure_sum(backend: Literal["masks", "ckks", "none"], institutions: int) -> SecureSumSettings:
+    made = SecureSumSettings(threshold=minimum_threshold(institutions, 1), clip=0.1, similar_statistics="log")
+    if backend == "ckks":
+        chosen: dict[str, Any] = {"ckks": ("updates",), "ckks_max_bytes": 31_000_000, "coordinator_colludes": False}
+    else:
+        chosen = {"backend": backend}
+    return made.model_copy(update=chosen)

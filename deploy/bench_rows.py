@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deploy.bench_floors import Kind, Rates, RoundBytes, largest_floor
 
-Backend = Literal["masks", "none"]
+Backend = Literal["masks", "ckks", "none"]
 Transport = Literal["grpc", "memory"]
 MIB = 2**20
 

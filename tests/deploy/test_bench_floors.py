@@ -84,6 +84,17 @@ def test_the_loads_of_a_plan_are_its_summed_components() -> None:
         assert owned_parameters([encoder, classifier]) == 4 * (encoder.parameters + classifier.parameters)
 
 
+def test_ciphertexts_take_the_place_of_masks_and_go_on_to_whoever_decrypts() -> None:
+    load = ComponentLoad(9, 3, gone=1, ciphertext=61_952)
+    made = component_bytes(load)
+    assert made.keystream == 0
+    assert made.sent == 2 * 61_952 + 2 * 61_952 + 3 * 40
+    assert made.hashed == 3 * 2 * 61_952 + 40 + 3 * 40 + 4 * 36
+    keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(4)}
+    encoder, _ = loads_of(bench_plan(keys, 100_000, 2, "ckks", "bench"), {MODALITY: COLUMNS})
+    assert encoder.ciphertext == pytest.approx(30.4 * encoder.parameters, rel=0.01)
+
+
 def test_components_add_up() -> None:
     one, two = ComponentLoad(9, 3), ComponentLoad(99, 6)
     assert round_bytes([one, two]) == component_bytes(one) + component_bytes(two)
