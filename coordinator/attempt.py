@@ -50,6 +50,7 @@ class Attempt:
         signed_once: whether a survivor list was shown: from then on there is no other attempt of the round (rule 7).
         fruitless: openings that did not suffice to unmask the current sum.
         folded: part to the digest of the current sum's opened words, while the model that follows is to come.
+        entered: who has nothing to upload for the current sum and was seen to have turned to it.
     """
 
     number: int
@@ -61,6 +62,7 @@ class Attempt:
     signed_once: bool = False
     fruitless: int = 0
     folded: Mapping[str, str] = field(default_factory=dict)
+    entered: set[str] = field(default_factory=set)
 
     @property
     def opened(self) -> list[bytes]:
@@ -105,7 +107,14 @@ class Attempt:
 
     def uploads_complete(self) -> bool:
         """Whether every upload is there that can be hoped for."""
-        return self.machine.uploaders() - set(self.withdrawn) - self._silent() <= self.machine.current.completed
+        here = self.machine.uploaders() - set(self.withdrawn) - self._silent()
+        return here <= self.machine.current.completed and not self.onlookers()
+
+    def onlookers(self) -> frozenset[str]:
+        """Who has nothing to upload and was not yet seen to have turned to the sum. They are waited for, since whoever
+        has not turned to a sum cannot sign for it."""
+        machine = self.machine
+        return machine.cohort - machine.uploaders() - set(self.withdrawn) - self._silent() - self.entered
 
     def undecidable(self) -> bool:
         """Whether everybody has answered the survivor list, and too few have signed it."""
@@ -185,6 +194,7 @@ class Attempt:
 
     def begin_sum(self) -> None:
         """Begins the current sum upon those that are open."""
+        self.entered.clear()
         self.machine.begin_sum(consumed(self.opened))
 
     def checkpoint(self) -> bytes:

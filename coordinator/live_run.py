@@ -143,6 +143,10 @@ class LiveRun:
                 raise self._failed
             self.run.poll(institution, self._clock())
             directive = directive_for(self.run, institution, self.boot)
+            if directive.serial == known and self.run.awaits(institution):
+                with self.step(institution) as run:
+                    run.turned(institution, self._clock())
+                continue
             left = until - time.monotonic()
             # A wait is nothing to act on: who is told so only asks again. It is held back until there is more.
             new = directive.serial != known and directive.WhichOneof("kind") != "wait"

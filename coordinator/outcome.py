@@ -98,7 +98,7 @@ class RoundOutcome:
             raise TooFewMembersError("the feature schema is incomplete.")
         if len(alive) < self._plan.secure_sum.threshold:
             raise TooFewMembersError("fewer institutions than the threshold were there for the run's first sums.")
-        if not components:
+        if not any(self._plan.component(name).every == 1 for name in components):
             raise TooFewMembersError("no component has enough owners that were there for the run's first sums.")
         setup = Setup(self._content.put(schema.to_bytes()), patients, alive)
         self._state = replace(self._state, setup=setup, components=components)

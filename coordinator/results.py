@@ -32,6 +32,7 @@ class RoundStatistics:
         rows: metrics by row, and over all rows together under `all`; without it where a row stayed shut.
         counts: the summed counts behind the metrics, by row.
         clipped: clipped values by component.
+        held: subsets whose model the plan held fixed in this round: their last losses are this round's too.
     """
 
     blending: BlendingState
@@ -41,6 +42,7 @@ class RoundStatistics:
     rows: Mapping[str, Scores]
     counts: Mapping[str, MetricRow]
     clipped: Mapping[str, int]
+    held: frozenset[str] = frozenset()
 
 
 def read_statistics(
@@ -92,7 +94,9 @@ def read_statistics(
             whole = whole + row
         rows["all"] = _scores(whole)
     temperatures = {s: t for s, row in losses.items() if (t := row.temperature) is not None}
-    return RoundStatistics(state, figures, proximity, temperatures, rows, counts, clipped)
+    summed = {part.name for part in which.parts}
+    held = frozenset(s for s in figures.subsets if f"losses/{s}" not in summed)
+    return RoundStatistics(state, figures, proximity, temperatures, rows, counts, clipped, held)
 
 
 def _scores(row: MetricRow) -> Scores:
@@ -128,8 +132,8 @@ def scores_json(scores: Scores) -> dict[str, Any]:
 
 
 def fresh_losses(result: RoundStatistics) -> dict[str, float]:
-    """Validation loss by subset, of those that opened in this round."""
-    return {s: f.validation_loss for s, f in result.figures.subsets.items() if f.fresh}
+    """Validation loss by subset, of those that opened in this round or whose model was held fixed in it."""
+    return {s: f.validation_loss for s, f in result.figures.subsets.items() if f.fresh or s in result.held}
 
 
 def selection_score(result: RoundStatistics, metric: str) -> float | None:

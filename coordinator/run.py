@@ -174,6 +174,19 @@ class Run:
         """Notes that an institution is there."""
         self.seen[institution] = now
 
+    def awaits(self, institution: str) -> bool:
+        """Whether the current sum waits for an institution that has nothing to upload to turn to it."""
+        attempt = self.attempt
+        if attempt is None or attempt.machine.phase is not AggregatorPhase.UPLOADS:
+            return False
+        return bool(attempt.machine.current.transcript) and institution in attempt.onlookers()
+
+    def turned(self, institution: str, now: datetime) -> None:
+        """An institution asks again after it was told of the current sum, so it has turned to it."""
+        if self.attempt is not None and self.awaits(institution):
+            self.attempt.entered.add(institution)
+            self.tick(now)
+
     def take_keys(self, signed: Signed, now: datetime) -> None:
         """A key message; see `Aggregator.take_keys` for the errors."""
         attempt = self._attempt_for(signed.signer)

@@ -48,7 +48,7 @@ class RunState:
             return cohorts.setup_sums()
         assert self.setup is not None
         sizes = {name: content.size(c.weights) // 4 for name, c in self.components.items()}
-        return cohorts.training_sums(sizes, self.setup)
+        return cohorts.training_sums(sizes, self.setup, round_)
 
     def round_start(self, run: bytes, round_: int) -> bytes:
         """RoundStart of a round that begins from this state: exact bytes.

@@ -127,7 +127,12 @@ class _Vanishing(GeneratedVectors):
     """Vanishes from every round after the key phase."""
 
     def train(
-        self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
+        self,
+        weights: Mapping[str, Float32],
+        step_factors: Mapping[str, float],
+        learning_rate: float,
+        rng: Randomness,
+        held: frozenset[str] = frozenset(),
     ) -> Trajectory[Float32]:
         raise NonFiniteTrainingError("this institution vanishes here, as the bench wants it.")
 

@@ -93,7 +93,12 @@ class GeneratedVectors:
         self._block = np.random.default_rng(sum(institution.encode())).standard_normal(BLOCK, np.float32)
 
     def train(
-        self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
+        self,
+        weights: Mapping[str, Float32],
+        step_factors: Mapping[str, float],
+        learning_rate: float,
+        rng: Randomness,
+        held: frozenset[str] = frozenset(),
     ) -> Trajectory[Float32 | Update]:
         """The generated update of this round."""
         if os.environ.get("CONSILIUM_BENCH_VANISH"):

@@ -21,6 +21,7 @@ from federation.plan_tables import (
     U64,
     Blending,
     Column,
+    ComponentRule,
     Deadlines,
     DifferentialPrivacy,
     Evaluation,
@@ -47,6 +48,7 @@ __all__ = [
     "LabelClass",
     "Modality",
     "Column",
+    "ComponentRule",
     "Institution",
     "Model",
     "SecureSumSettings",
@@ -99,6 +101,7 @@ class Plan(PlanTable):
     features: Annotated[FeatureFloors, about("Floors of the feature schema.")] = FeatureFloors()
     differential_privacy: Annotated[DifferentialPrivacy, about("Differential privacy.")] = DifferentialPrivacy()
     deadlines: Annotated[Deadlines, about("Deadlines.")] = Deadlines()
+    components: Annotated[tuple[ComponentRule, ...], about("Components that are not summed whole in every round.")] = ()
 
     @cached_property
     def modality_order(self) -> tuple[str, ...]:
@@ -114,6 +117,10 @@ class Plan(PlanTable):
     def roster(self) -> tuple[str, ...]:
         """Names of the institutions, in plan order."""
         return tuple(institution.name for institution in self.institutions)
+
+    def component(self, name: str) -> ComponentRule:
+        """What is sent of a component."""
+        return next((rule for rule in self.components if rule.name == name), ComponentRule(name=name))
 
     def institution(self, name: str) -> Institution:
         """The roster's entry of that name.

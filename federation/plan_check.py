@@ -14,6 +14,7 @@ from typing import Final, cast
 from pydantic import BaseModel
 
 from federation.fixed_point import prove_no_wrap
+from federation.layout import layout
 from federation.names import NAME_PATTERN
 from federation.plan import Column, Plan
 from federation.plan_ckks import encryption_problems, size_problems
@@ -49,7 +50,8 @@ def find_problems(plan: Plan) -> tuple[Problem, ...]:
     """Every problem of a plan; none: it may run."""
     parts = (_run, _label, _modalities, _roster, _secure_sum, _floors, _method, _privacy, encryption_problems)
     found = (*_ranges(plan, ()), *(problem for part in parts for problem in part(plan)))
-    return found or tuple(size_problems(plan))
+    # What components there are, and how large, follows from a roster that is in order.
+    return found or (*_components(plan), *size_problems(plan))
 
 
 def minimum_threshold(institutions: int, max_colluders: int) -> int:
@@ -259,6 +261,21 @@ def _method(plan: Plan) -> Iterator[Problem]:
     if blending.v_min > blending.v_max:
         remedy = f"Set v_max to at least v_min = {blending.v_min:g}."
         yield Problem(("blending", "v_max"), f"{blending.v_max:g} is below v_min.", remedy)
+
+
+def _components(plan: Plan) -> Iterator[Problem]:
+    made = layout(plan, {modality.name: 1 for modality in plan.modalities}).components
+    yield from _distinct(((("components", i, "name"), r.name) for i, r in enumerate(plan.components)), "the component")
+    for i, rule in enumerate(plan.components):
+        if rule.name not in made:
+            known = ", ".join(made)
+            yield Problem(("components", i, "name"), f"there is no component {rule.name!r}.", f"Use: {known}.")
+    if not any(component.shared and plan.component(name).every == 1 for name, component in made.items()):
+        yield Problem(
+            ("components",),
+            "there are rounds in which no component is summed.",
+            "Leave at least one component that enough institutions own at every = 1.",
+        )
 
 
 def _privacy(plan: Plan) -> Iterator[Problem]:

@@ -60,4 +60,4 @@ def _sums(plan: Plan) -> tuple[Sum, ...]:
     made = layout(plan, {m.name: m.widest_input for m in plan.modalities})
     setup = Setup("", dict.fromkeys(cohorts.patients, 0), frozenset(plan.roster))
     sizes = {name: made.components[name].size for name in cohorts.summed(setup)}
-    return (*cohorts.setup_sums(), *cohorts.training_sums(sizes, setup))
+    return (*cohorts.setup_sums(), *cohorts.training_sums(sizes, setup, 1))  # round 1 has all that is ever sent

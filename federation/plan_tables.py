@@ -99,6 +99,24 @@ class Institution(PlanTable):
     modalities: Annotated[tuple[str, ...], about("The modalities that it holds; its combination.")]
 
 
+class ComponentRule(PlanTable):
+    """What is trained and sent of one component. One without an entry is summed whole in every round."""
+
+    name: Annotated[str, about("Name of the component: `encoder/mrna`, `classifier/mrna+image`.")]
+    every: Annotated[
+        U32,
+        Range(0, 1000000, "rounds"),
+        about(
+            "It is trained and summed in rounds 1, 1 + every, 1 + 2·every, … and held fixed in the others, at every "
+            "institution. 0: frozen, it stays as it began."
+        ),
+    ] = 1
+
+    def due(self, round_: int) -> bool:
+        """Whether it is trained and summed in a round, counted from 1."""
+        return self.every > 0 and (round_ - 1) % self.every == 0
+
+
 class Model(PlanTable):
     """Shape of the model, beside the encoders' own layers."""
 

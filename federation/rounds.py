@@ -208,19 +208,19 @@ class Cohorts:
         weights = tuple(Part(name, 64, 1, members, WEIGHTS) for name, members in self.patients.items())
         return (*features, Sum(WEIGHTS, weights))
 
-    def training_sums(self, sizes: Mapping[str, int], setup: Setup) -> tuple[Sum, ...]:
+    def training_sums(self, sizes: Mapping[str, int], setup: Setup, round_: int) -> tuple[Sum, ...]:
         """The sums of a training round.
 
         Args:
             sizes: parameters by component.
             setup: of the run.
+            round_: its number, from 1.
         """
         floor, present = self.plan.secure_sum.k_min, setup.institutions
-        summed = self.summed(setup)
-        how = {name: model_encoding(self.plan, len(members)) for name, members in summed.items()}
+        due = {name: members for name, members in self.summed(setup).items() if self.plan.component(name).due(round_)}
+        how = {name: model_encoding(self.plan, len(members)) for name, members in due.items()}
         updates = tuple(
-            Part(name, how[name].bits, sizes[name] + how[name].weight_words, members)
-            for name, members in summed.items()
+            Part(name, how[name].bits, sizes[name] + how[name].weight_words, members) for name, members in due.items()
         )
         classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
         # All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.
@@ -228,6 +228,7 @@ class Cohorts:
         parts = [
             Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members, weight)
             for s, members in self.evaluators(setup).items()
+            if self.moves(s, round_)
         ]
         metrics = statistics.metrics_length(classes, bins)
         # The validation patients are the same in every round, so their exact counts are summed over one cohort only.
@@ -238,10 +239,16 @@ class Cohorts:
             if len(members & present) >= floor
         ]
         parts += [
-            Part(f"clipped/{first}", 64, len(components), summed[first])
+            Part(f"clipped/{first}", 64, len(components), self.summed(setup)[first])
             for first, components in self.clip_groups(setup).items()
         ]
         return Sum(UPDATES, updates), Sum(STATISTICS, tuple(parts))
+
+    def moves(self, subset: str, round_: int) -> bool:
+        """Whether a subset's model changes in a round. Where all of it is held fixed, its losses are those of the round
+        before: summed again over a cohort with one institution less, they would tell that institution's (rule 9)."""
+        parts = (*map(names.encoder, names.modalities_of(subset)), names.classifier(subset))
+        return any(self.plan.component(name).due(round_) for name in parts if name in self.ownership.components)
 
     def clip_groups(self, setup: Setup) -> Mapping[str, tuple[str, ...]]:
         """Summed components with the same owners, under the name of the first: their clip counts travel as one part."""
@@ -251,7 +258,7 @@ class Cohorts:
         return {names_[0]: tuple(names_) for names_ in groups.values()}
 
     def summed(self, setup: Setup) -> Mapping[str, frozenset[str]]:
-        """Components that are summed in this run, to their owners that take part in it."""
+        """The components of this run's global model, to their owners that take part in it; frozen ones too."""
         return {
             name: frozenset(c.owners) & setup.institutions
             for name, c in self.shared.items()

@@ -141,7 +141,7 @@ class LocalRun:
         models = self._left_behind(states)
         prepared.model.load(start.round, states, self._context.recall())
         self._context.note(replace(self._context.recall(), models=models))  # durable before the keys leave
-        sums = self._context.cohorts.training_sums(sizes, setup)
+        sums = self._context.cohorts.training_sums(sizes, setup, start.round)
         updates = UpdateWork(prepared, start.round, figures)
         statistics = StatisticsWork(prepared, start.round, updates)
         self._round = _Round(start.round, opening, sums, updates=updates, statistics=statistics)

@@ -180,6 +180,11 @@ class InstitutionModel(nn.Module):
                 setattr(stack.layers[int(layer)], part, parameter)
                 start += size
 
+    def hold(self, held: frozenset[str]) -> None:
+        """Leaves some components without a gradient; `gradients_flat` stays zero there."""
+        for name, stack in self._stacks.items():
+            stack.requires_grad_(name not in held)
+
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zeroes the gradients in place; they stay views of `gradients_flat`, whatever `set_to_none` says."""
         self.gradients_flat.zero_()

@@ -102,8 +102,8 @@ class StatisticsWork:
         kept = dict(memory.last_losses)
         for subset, losses in by_subset.items():
             context.recorder.evaluated(subset, losses.training, losses.validation)
-            if losses.validation is None:
-                continue
+            if losses.validation is None or not context.cohorts.moves(subset, self._number):
+                continue  # where nothing moved, neither a change nor its absence says anything
             own[subset] = LossSums.contribution(1.0, losses.training, losses.validation, kept.get(subset), largest)
             kept[subset] = (min(losses.training, largest), min(losses.validation, largest))
         settings = replace(blending_settings(context.plan), weight_floor=0.0)

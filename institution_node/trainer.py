@@ -100,9 +100,14 @@ class Trainer(Protocol):
         ...
 
     def train(
-        self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
+        self,
+        weights: Mapping[str, Float32],
+        step_factors: Mapping[str, float],
+        learning_rate: float,
+        rng: Randomness,
+        held: frozenset[str] = frozenset(),
     ) -> Trajectory[Float32 | Update]:
-        """K local steps from `weights`."""
+        """K local steps from `weights`; the components of `held` stay as they are, and at least one is not held."""
         ...
 
     def evaluate(self, weights: Mapping[str, Float32]) -> Evaluation:

@@ -80,6 +80,7 @@ class LocalTrainer:
         step_factors: Mapping[str, float],
         learning_rate: float,
         rng: Randomness,
+        held: frozenset[str] = frozenset(),
     ) -> Trajectory[Float32]:
         """Takes the plan's K steps from `weights`. The same arguments and a seeded `rng` give the same bits on one
         device.
@@ -90,17 +91,20 @@ class LocalTrainer:
                 step is the learning rate, unscaled, whatever stands here for it (METHOD.md, "Uni-modal heads").
             learning_rate: η of this round (`schedule.learning_rate`).
             rng: draws batches and dropout (and, in private training, noise).
+            held: components that stay as they are: they have no gradient, and no part in a clipping norm. At least
+                one of the institution's is not among them.
 
         Raises:
             WeightsError: `weights` do not fit.
             NonFiniteTrainingError: a loss or the update is NaN or infinite; nothing is returned.
         """
         self.model.load(weights)
+        self.model.hold(held)
         settings = self.plan.training
         optimiser = FlatOptimiser(
             settings.optimiser,
             self.model.parameters_flat,
-            self._rates(step_factors, learning_rate),
+            self._rates(step_factors, learning_rate, held),
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             proximal=settings.proximal,
@@ -162,12 +166,14 @@ class LocalTrainer:
         """How one step's gradient is made; private training has its own."""
         return BatchGradients(self, rng)
 
-    def _rates(self, step_factors: Mapping[str, float], learning_rate: float) -> list[tuple[slice, float]]:
+    def _rates(
+        self, step_factors: Mapping[str, float], learning_rate: float, held: frozenset[str]
+    ) -> list[tuple[slice, float]]:
         heads = {names.classifier(m) for m in self.model.heads}
         rates: list[tuple[slice, float]] = []
         for name, part in self.model.slices.items():
             factor = 1.0 if name in heads else step_factors.get(name, 1.0)
-            rate = learning_rate * factor
+            rate = 0.0 if name in held else learning_rate * factor
             if not 0.0 <= rate <= _LARGEST_RATE:  # NaN fails this too
                 raise LocalMisuseError(f"the step size of {name} is {rate}.", remedy="Give finite factors, at least 0.")
             rates.append((part, rate))

@@ -36,7 +36,7 @@ class UpdateWork:
         figures: DGB's, published with the round.
 
     Attributes:
-        updates: δ_i of each component that it owns; empty before it trained.
+        updates: δ_i of each component that it owns and that is due in this round; empty before it trained.
         clipped: how many values of each summed component's trajectory were clipped.
         dots: δ_i and δ_G of each summed component; empty before its sum is open.
         shares: this institution's part of each opened sum, in [0, 1].
@@ -49,13 +49,15 @@ class UpdateWork:
         self.shares: dict[str, float] = {}
         self._prepared, self._context = prepared, prepared.context
         self._number, self._figures = number, figures
+        self._trained = False
         self._encoded: dict[str, ClippedUpdate] = {}
         self._private: Mapping[str, Float32] = {}
 
     def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
         """The words of some parts; trains first where that was not done yet."""
-        if not self.updates:
+        if not self._trained:
             self._train()
+            self._trained = True
         recorder, plan = self._context.recorder, self._context.plan
         made: dict[str, WordSource] = {}
         for part in uploads:
@@ -104,15 +106,19 @@ class UpdateWork:
     def _train(self) -> None:
         context, prepared = self._context, self._prepared
         plan, weights = context.plan, prepared.weights()
+        held = frozenset(name for name in weights if not plan.component(name).due(self._number))
+        if held == set(weights):
+            return  # nothing to train, and nothing of the patients to charge
         factors = self._step_factors()
         if context.private:
             from institution_node.private_training import planned_event
 
             context.charges.spend("updates", self._number, planned_event(plan, prepared.trainer.patients))
         eta = learning_rate(plan.training, self._number - 1, max(plan.rounds, self._number))
-        trajectory = prepared.trainer.train(weights, factors, eta, context.randomness.child(f"round/{self._number}"))
+        rng = context.randomness.child(f"round/{self._number}")
+        trajectory = prepared.trainer.train(weights, factors, eta, rng, held)
         context.recorder.trained(self._number, 0.0, trajectory.mean_loss, factors)
-        self.updates = trajectory.checked(weights)
+        self.updates = {n: delta for n, delta in trajectory.checked(weights).items() if n not in held}
         self._private = {
             name: weights[name] + as_array(delta) for name, delta in self.updates.items() if name not in prepared.shared
         }

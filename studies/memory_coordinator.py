@@ -99,6 +99,10 @@ class MemoryLink:
     def next_directive(self, run: bytes, known: int, wait_seconds: float) -> pb.Directive:
         """See CoordinatorLink; never waits."""
         self._run.poll(self._institution, self._coordinator.now)
+        directive = directive_for(self._run, self._institution, self._coordinator.boot)
+        if directive.serial != known or not self._run.awaits(self._institution):
+            return directive
+        self._run.turned(self._institution, self._coordinator.now)
         return directive_for(self._run, self._institution, self._coordinator.boot)
 
     def submit(self, request: pb.SubmitRequest) -> pb.Directive:

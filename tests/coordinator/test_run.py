@@ -19,7 +19,7 @@ from institution_node.trainer import Trajectory
 from institution_node.training import LocalTrainer
 from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.upload import Upload
-from tests.federation.test_rounds import check_model
+from tests.federation.plaintext_rounds import check_model
 from tests.small_federation import SmallFederation, small_plan
 
 SETUP = ("holders", "counts", "means", "squares", "weights")

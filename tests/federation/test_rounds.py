@@ -7,77 +7,17 @@ import json
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from consilium.v1 import round_pb2, service_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation import names
-from federation.fixed_point import ModelEncoding, ModelWords, encode_weight, mean_trajectory
 from federation.plan_presets import PRESETS
-from federation.server_optimisers import apply, initial_value, state_slots
-from federation.settings import model_encoding, optimiser_settings
+from federation.settings import model_encoding
 from federation.statistics import count_encoding, decode, loss_encoding
-from tests.small_federation import Encoded, SmallFederation, finished, small_plan
-
-
-def alive(federation: SmallFederation, round_: int, sum_name: str) -> list[str]:
-    """Survivors of a sum, by the coordinator's record."""
-    record = next(r for r in map(json.loads, federation.run.records()) if r["round"] == round_)
-    return list(record["sums"][sum_name]["alive"])
-
-
-def plaintext_words(kept: Encoded, name: str, how: ModelEncoding) -> npt.NDArray[np.int64]:
-    """α·δ in fixed point as it was masked; all but a stochastic rounding follows from δ and α."""
-    size = len(kept.updates[name])
-    sent = kept.words[name][:size].view(f"i{how.bits // 8}").astype(np.int64)
-    fine = np.rint(kept.updates[name].astype(np.float64) * (kept.alphas[name] * how.scale * how.fine))
-    assert np.all(np.abs(sent * how.fine - fine) < how.fine)
-    return sent
-
-
-def plaintext(federation: SmallFederation, rounds: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """w and the server optimiser's state of every summed component, from the institutions' own δ and α."""
-    plan, run = federation.plan, federation.run
-    chosen = optimiser_settings(plan)
-    made = next(w._prepared for w in federation.works.values() if w._prepared is not None).layout
-    assert made is not None
-    owners = run.cohorts.summed(run.state.setup)
-    weights = {name: made.components[name].initial(plan.seed) for name in owners}
-    slots = {
-        name: {s: np.full(len(w), initial_value(chosen, s), np.float32) for s in state_slots(chosen.kind)}
-        for name, w in weights.items()
-    }
-    for number in range(1, rounds + 1):
-        here = alive(federation, number, "updates")
-        for name, cohort in owners.items():
-            how = model_encoding(plan, len(cohort))
-            survivors = [i for i in here if i in cohort]
-            uploaded = [i for i in survivors if name in federation.recorded[i][number, "updates"].words]
-            if len(uploaded) < plan.secure_sum.k_min:
-                continue
-            size = len(weights[name])
-            total, weight = np.zeros(size, np.int64), 0
-            for i in uploaded:
-                kept = federation.recorded[i][number, "updates"]
-                total += plaintext_words(kept, name, how)
-                weight += encode_weight(kept.alphas[name], how)
-            ring: ModelWords = total.astype(how.word_type)  # type: ignore[assignment]  # of one type or the other
-            mean = mean_trajectory(ring, weight, how, np.empty(size, np.float32))
-            apply(chosen, weights[name], mean, slots[name])
-    return weights, slots
-
-
-def check_model(federation: SmallFederation, rounds: int) -> None:
-    weights, slots = plaintext(federation, rounds)
-    components = federation.run.state.components
-    assert set(components) == set(weights)
-    for name, expected in weights.items():
-        assert np.array_equal(federation.weights(name).view(np.uint32), expected.view(np.uint32)), name
-        for slot, values in slots[name].items():
-            published = federation.content(components[name].slots[slot], np.float32)
-            assert np.array_equal(published.view(np.uint32), values.view(np.uint32)), (name, slot)
+from tests.federation.plaintext_rounds import alive, check_model
+from tests.small_federation import SmallFederation, finished, small_plan
 
 
 def check_alphas(federation: SmallFederation) -> None:
@@ -184,7 +124,7 @@ def test_opened_losses_and_metrics_are_the_plaintext_sums() -> None:
     survivors = alive(federation, 2, "statistics")
     state = federation.run.state
     sizes = {name: len(federation.weights(name)) for name in state.components}
-    sums = federation.run.cohorts.training_sums(sizes, state.setup)
+    sums = federation.run.cohorts.training_sums(sizes, state.setup, 2)
     proximity = federation.plan.proximity
     for part in sums[1].parts:
         kind, _, name = part.name.partition("/")

@@ -29,7 +29,7 @@ from monitoring.metrics import CoordinatorMetrics, NodeLocalMetrics, NodeShareab
 from security.audit import AuditLog
 from security.privacy.randomness import Randomness, SystemRandomness
 from studies.memory_coordinator import MemoryCoordinator, MemoryLink
-from tests.federation.test_rounds import check_model
+from tests.federation.plaintext_rounds import check_model
 from tests.institution_node.test_cli import write_tables
 from tests.institution_node.test_node import TinyWork
 from tests.plans import example_identity
@@ -174,8 +174,9 @@ class Broken:
         step_factors: Mapping[str, float],
         learning_rate: float,
         rng: Randomness,
+        held: frozenset[str] = frozenset(),
     ) -> Trajectory[Any]:
-        made = self._inner.train(weights, step_factors, learning_rate, rng)
+        made = self._inner.train(weights, step_factors, learning_rate, rng, held)
         self._left -= 1
         if self._left != 0:
             return made

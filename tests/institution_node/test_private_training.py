@@ -211,3 +211,24 @@ def test_every_device_gives_the_cpus_private_trajectory(device: str) -> None:
     expected = trainer(made).train(made.weights, {}, 0.05, rng())
     found = trainer(made, device).train(made.weights, {}, 0.05, rng())
     np.testing.assert_allclose(updates_of(found), updates_of(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_a_held_component_stays_and_leaves_the_whole_norm_to_the_others() -> None:
+    """Per patient the norm is of what is trained alone; noise does not move what is held either."""
+    held = frozenset({"encoder/mrna", "classifier/mrna"})
+    made = private_case(privacy={"max_gradient_norm": 0.3}, training={"local_steps": 2, "optimiser": "adam"})
+    updates = trainer(made).train(made.weights, {}, 0.1, rng(), held).updates
+    assert {name for name, update in updates.items() if not np.any(update)} == held
+    one = trainer(made)
+    one.model.load(made.weights)
+    one.model.hold(held)
+    source = PrivateGradients(one, rng())
+    with source:
+        source.clipped_sum(np.arange(8))
+    fixed = np.concatenate([np.arange(s.start, s.stop) for n, s in one.model.slices.items() if n in held])
+    expected = np.zeros(one.model.gradients_flat.numel())
+    for row in range(8):
+        gradient = naive_gradient(made, row)
+        gradient[fixed] = 0.0
+        expected += gradient * min(1.0, 0.3 / float(np.linalg.norm(gradient)))
+    np.testing.assert_allclose(one.model.gradients_flat.numpy(), expected, rtol=1e-4, atol=1e-5)

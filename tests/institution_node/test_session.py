@@ -19,7 +19,7 @@ from institution_node.session import WithdrawnError
 from security.errors import ConsiliumError
 from security.secure_sum.errors import StaleAttemptError, TranscriptError
 from tests.coordinator.test_run import kind, place
-from tests.federation.test_rounds import check_model
+from tests.federation.plaintext_rounds import check_model
 from tests.small_federation import SmallFederation, small_plan
 
 VICTIM = 1

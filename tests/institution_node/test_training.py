@@ -275,3 +275,29 @@ def test_every_device_gives_the_cpus_trajectory(device: str, optimiser: str) -> 
         np.testing.assert_allclose(found.updates[name], update, rtol=1e-3, atol=1e-5)
     near, far = on_cpu.evaluate(made.weights), there.evaluate(made.weights)
     np.testing.assert_allclose(near.probabilities, far.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])
+def test_a_held_component_stays_to_the_bit_and_has_no_part_in_the_clipping(optimiser: str) -> None:
+    held = frozenset({"encoder/mrna", "classifier/mrna", "classifier/image"})
+    training = {**PLAIN, "optimiser": optimiser, "local_steps": 3, "weight_decay": 0.1, "proximal": 0.5}
+    made = case(training={**training, "gradient_clip": 0.01}, model={"dropout": 0.0})
+    one = trainer(made)
+    updates = one.train(made.weights, {}, 0.1, rng(), held).updates
+    for name, update in updates.items():
+        assert np.any(update) == (name not in held), name
+    assert np.all(np.concatenate([one.model.gradients_flat[one.model.slices[n]].numpy() for n in held]) == 0)
+    free = one.train(made.weights, {}, 0.1, rng()).updates
+    assert all(np.any(update) for update in free.values()), "held for one round only"
+    assert np.array_equal(
+        free["encoder/mrna"], trainer(made).train(made.weights, {}, 0.1, rng()).updates["encoder/mrna"]
+    )
+
+
+def test_the_gradient_of_what_is_left_is_clipped_alone() -> None:
+    held = frozenset({"encoder/mrna"})
+    made = case(training={**PLAIN, "gradient_clip": 0.01}, model={"dropout": 0.0})
+    free = trainer(case(training=PLAIN, model={"dropout": 0.0})).train(made.weights, {}, 1.0, rng(), held).updates
+    clipped = trainer(made).train(made.weights, {}, 1.0, rng(), held).updates
+    whole = np.concatenate(list(free.values()))
+    np.testing.assert_allclose(np.concatenate(list(clipped.values())), whole * 0.01 / np.linalg.norm(whole), atol=1e-6)

@@ -145,7 +145,12 @@ class FollowingVectors(GeneratedVectors):
         self._institution = institution
 
     def train(
-        self, weights: Mapping[str, Float32], step_factors: Mapping[str, float], learning_rate: float, rng: Randomness
+        self,
+        weights: Mapping[str, Float32],
+        step_factors: Mapping[str, float],
+        learning_rate: float,
+        rng: Randomness,
+        held: frozenset[str] = frozenset(),
     ) -> Trajectory[Float32]:
         DOOM.at("training")
         return Trajectory({c: generated_update(self._institution, c, w) for c, w in weights.items()}, 0.0, 1)

@@ -13,7 +13,7 @@ import pytest
 
 from federation.blending import BlendingState, LossSums, advance, step_weights
 from federation.settings import blending_settings
-from tests.federation.test_rounds import check_model
+from tests.federation.plaintext_rounds import check_model
 from tests.small_federation import TRAINING, SmallFederation, finished, small_plan
 
 Updates = dict[tuple[str, int, str], npt.NDArray[np.float32]]

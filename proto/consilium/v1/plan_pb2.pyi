@@ -47,6 +47,7 @@ class Plan(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     DIFFERENTIAL_PRIVACY_FIELD_NUMBER: _builtins.int
     DEADLINES_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Format of this message; 1."""
     federation: _builtins.str
@@ -93,6 +94,10 @@ class Plan(_message.Message):
     def differential_privacy(self) -> Global___DifferentialPrivacy: ...
     @_builtins.property
     def deadlines(self) -> Global___Deadlines: ...
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComponentRule]:
+        """What is sent of a component; one without an entry is summed whole in every round."""
+
     def __init__(
         self,
         *,
@@ -117,10 +122,11 @@ class Plan(_message.Message):
         features: Global___FeatureFloors | None = ...,
         differential_privacy: Global___DifferentialPrivacy | None = ...,
         deadlines: Global___Deadlines | None = ...,
+        components: _abc.Iterable[Global___ComponentRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blending", b"blending", "deadlines", b"deadlines", "differential_privacy", b"differential_privacy", "evaluation", b"evaluation", "features", b"features", "label", b"label", "model", b"model", "proximity", b"proximity", "secure_sum", b"secure_sum", "server_optimiser", b"server_optimiser", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blending", b"blending", "data", b"data", "deadlines", b"deadlines", "differential_privacy", b"differential_privacy", "evaluation", b"evaluation", "features", b"features", "federation", b"federation", "format", b"format", "initial_model", b"initial_model", "institutions", b"institutions", "label", b"label", "modalities", b"modalities", "model", b"model", "preset", b"preset", "proximity", b"proximity", "rounds", b"rounds", "run", b"run", "secure_sum", b"secure_sum", "seed", b"seed", "server_optimiser", b"server_optimiser", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blending", b"blending", "components", b"components", "data", b"data", "deadlines", b"deadlines", "differential_privacy", b"differential_privacy", "evaluation", b"evaluation", "features", b"features", "federation", b"federation", "format", b"format", "initial_model", b"initial_model", "institutions", b"institutions", "label", b"label", "modalities", b"modalities", "model", b"model", "preset", b"preset", "proximity", b"proximity", "rounds", b"rounds", "run", b"run", "secure_sum", b"secure_sum", "seed", b"seed", "server_optimiser", b"server_optimiser", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,6 +278,30 @@ class Institution(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Institution: _TypeAlias = Institution  # noqa: Y015
+
+@_typing.final
+class ComponentRule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"encoder/mrna"."""
+    every: _builtins.int
+    """Trained and summed in rounds 1, 1 + every, 1 + 2·every, …; 0: never."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        every: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComponentRule: _TypeAlias = ComponentRule  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
