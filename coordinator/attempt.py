@@ -21,7 +21,7 @@ from security.ckks.aggregator import make_aggregator
 from security.secure_sum import spec
 from security.secure_sum.errors import BadShareError, StaleAttemptError, TooFewMembersError, TranscriptError
 from security.secure_sum.journal import JournalledAggregator, restore
-from security.secure_sum.phases import AggregatorPhase
+from security.secure_sum.phases import BEFORE_SUMS, AggregatorPhase
 
 _PASSING: Final = frozenset({"withdrawn", "node-stopped", "restart"})
 """What an institution says that is well again in the next attempt."""
@@ -75,7 +75,7 @@ class Attempt:
         machine = self.machine
         if self.folding:
             return f"{machine.current.name}: opening"
-        between = machine.phase in (AggregatorPhase.KEYS, AggregatorPhase.SHARES, AggregatorPhase.DONE)
+        between = machine.phase in BEFORE_SUMS or machine.phase is AggregatorPhase.DONE
         return machine.phase.value if between else f"{machine.current.name}: {machine.phase.value}"
 
     @property
@@ -101,9 +101,13 @@ class Attempt:
         keys = set(self.machine.keys)
         return here <= keys and len(keys) >= self.machine.attempt.threshold
 
+    def reveals_complete(self) -> bool:
+        """Whether everybody revealed its value who sent keys and has not left."""
+        return set(self.machine.keys) - set(self.withdrawn) <= set(self.machine.reveals)
+
     def shares_complete(self) -> bool:
-        """Whether everybody dealt who sent keys and has not left."""
-        return set(self.machine.keys) - set(self.withdrawn) <= set(self.machine.shares)
+        """Whether every member dealt that has not left."""
+        return self.machine.members - set(self.withdrawn) <= set(self.machine.shares)
 
     def uploads_complete(self) -> bool:
         """Whether every upload is there that can be hoped for."""

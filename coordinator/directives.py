@@ -55,7 +55,7 @@ def _in_attempt(attempt: Attempt, institution: str) -> pb.Directive:
     if phase is AggregatorPhase.KEYS:
         if institution not in machine.keys:
             return pb.Directive(make_keys=pb.MakeKeys(round_start=attempt.round_start, attempt=attempt.number))
-    elif institution in machine.keys:  # the shareholders, all the way through, whether or not they upload (rule 5)
+    elif institution in machine.members:  # the shareholders, all the way through, whether or not they upload (rule 5)
         directive = _as_shareholder(attempt, institution)
         if directive is not None:
             return directive
@@ -66,9 +66,13 @@ def _as_shareholder(attempt: Attempt, institution: str) -> pb.Directive | None:
     machine = attempt.machine
     current = machine.current
     match machine.phase:
+        case AggregatorPhase.REVEALS if institution not in machine.reveals:
+            return pb.Directive(reveal_value=pb.RevealValue(keys=_keys(attempt)))
         case AggregatorPhase.SHARES if institution not in machine.shares:
-            keys = [machine.keys[signer].to_proto() for signer in sorted(machine.keys)]
-            return pb.Directive(deal_shares=pb.DealShares(keys=keys))
+            if not machine.reveals:
+                return pb.Directive(deal_shares=pb.DealShares(keys=_keys(attempt)))
+            reveals = [sum_pb.Reveal(sender=n, value=value) for n, value in sorted(machine.reveals.items())]
+            return pb.Directive(deal_shares=pb.DealShares(reveals=reveals))
         case AggregatorPhase.UPLOADS if current.transcript:
             contribute = pb.Contribute(
                 sum=current.name,
@@ -87,6 +91,11 @@ def _as_shareholder(attempt: Attempt, institution: str) -> pb.Directive | None:
             signatures = [sum_pb.SignedMessage(signer=s.signer, signature=s.signature) for s in decided]
             return pb.Directive(open_shares=pb.OpenShares(list=current.payload, signatures=signatures))
     return None
+
+
+def _keys(attempt: Attempt) -> list[sum_pb.SignedMessage]:
+    keys = attempt.machine.keys
+    return [keys[signer].to_proto() for signer in sorted(keys)]
 
 
 def _wait(phase: str) -> pb.Directive:

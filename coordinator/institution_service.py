@@ -105,6 +105,10 @@ class InstitutionService(InstitutionServiceServicer):
             match request.WhichOneof("message"):
                 case "keys":
                     run.take_keys(_signed(request.keys, identity), now)
+                case "reveal":
+                    if request.reveal.sender != identity.name:
+                        raise _not_the_signer(request.reveal.sender, identity)
+                    run.take_reveal(identity.name, request.reveal.value, now)
                 case "shares":
                     if request.shares.sender != identity.name:
                         raise _not_the_signer(request.shares.sender, identity)

@@ -139,7 +139,7 @@ def opened_sum(job: FoldJob, result: FoldResult, survivor_list: bytes) -> bytes:
 def folded_openings(machine: Aggregator) -> tuple[PartOpening, ...]:
     """The parts of the current sum, which is folded, with its survivors: nothing is left to unmask."""
     alive = machine.current.alive
-    parts = machine.attempt.opened_parts(machine.current.name, machine.cohort, alive)
+    parts = machine.attempt.opened_parts(machine.current.name, machine.cohort, alive, machine.graph)
     return tuple(PartOpening(part, tuple(sorted(part.contributors & alive)), ()) for part in parts)
 
 

@@ -194,6 +194,11 @@ class Run:
         attempt.withdrawn.pop(signed.signer, None)
         self.tick(now)
 
+    def take_reveal(self, sender: str, value: bytes, now: datetime) -> None:
+        """The value that an institution committed to; see `Aggregator.take_reveal` for the errors."""
+        self._attempt_for(sender).machine.take_reveal(sender, value)
+        self.tick(now)
+
     def take_shares(self, sender: str, messages: list[Signed], now: datetime, key: Signed | None = None) -> None:
         """One dealer's share messages, and its encryption key; see `Aggregator.take_shares` for the errors."""
         self._attempt_for(sender).machine.take_shares(sender, messages, key)
@@ -285,9 +290,14 @@ class Run:
                     self._drop(attempt, "keys", here - set(machine.keys))
                     machine.close_keys()
                     self._entered(now)
+            case AggregatorPhase.REVEALS:
+                if attempt.reveals_complete() or self._clock.late(now, deadlines.keys):
+                    self._drop(attempt, "reveals", set(machine.keys) - set(machine.reveals))
+                    machine.close_reveals()
+                    self._entered(now)
             case AggregatorPhase.SHARES:
                 if attempt.shares_complete() or self._clock.late(now, deadlines.keys):
-                    self._drop(attempt, "shares", set(machine.keys) - set(machine.shares))
+                    self._drop(attempt, "shares", machine.members - set(machine.shares))
                     machine.close_shares()
                     self._entered(now)
                     attempt.begin_sum()

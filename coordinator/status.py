@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from coordinator.run import Attempt, Run
 from coordinator.store import CommittedRound
 from coordinator.store import Run as Row
-from security.secure_sum.phases import AggregatorPhase
+from security.secure_sum.phases import BEFORE_SUMS, AggregatorPhase
 
 
 def summary_of(row: Row) -> pb.RunSummary:
@@ -109,7 +109,7 @@ def _in_attempt(attempt: Attempt, name: str) -> tuple[str, str]:
         return "gone", attempt.withdrawn[name]
     if name not in machine.keys:
         return ("enrolled", "") if machine.phase is AggregatorPhase.KEYS else ("late", "keys")
-    if machine.phase in (AggregatorPhase.KEYS, AggregatorPhase.SHARES):
+    if machine.phase in BEFORE_SUMS:
         return "in", ""
     if name not in machine.cohort:
         return "gone", "shares"

@@ -19,7 +19,7 @@ Presence = Literal["in", "updates only", "lost", "absent"]
 
 UPDATES: Final = "updates"
 STATISTICS: Final = "statistics"
-PHASES: Final = ("keys", "shares", "uploads", "signatures", "openings", "opening")
+PHASES: Final = ("keys", "reveals", "shares", "uploads", "signatures", "openings", "opening")
 """Phases of a round in their order; a sum's `uploads` hold the local training."""
 
 UNCLAMPED: Final = replace(default_settings(), clamp=False)

@@ -15,6 +15,7 @@ _SUMS: Final = {
 }
 _PHASES: Final = {
     "keys": "exchanging keys",
+    "reveals": "drawing the mask graph",
     "shares": "dealing shares",
     "uploads": "institutions compute and send, masked",
     "signatures": "institutions sign who is in",

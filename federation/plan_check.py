@@ -22,9 +22,10 @@ from federation.plan_problems import Path, PlanError, Problem
 from federation.plan_tables import Range
 from federation.settings import model_encoding
 from security.errors import ConfigurationError
+from security.secure_sum.graph import MAX_ROSTER
 from security.signing import parse_public_key_text, public_key_text
 
-MAX_INSTITUTIONS: Final = 100  # beyond, masks need Bell's neighbour graph (DESIGN.md, "Secure sum", rule 10)
+MAX_INSTITUTIONS: Final = MAX_ROSTER
 MAX_CLASSES: Final = 1000
 LARGEST_WEIGHT_SUM: Final = 1.0  # Σα: α_i = ñ_i / N_c over a component's owners, and survivors are among them
 COLUMN_LIMIT: Final = 1e9  # of |low| and |high|

@@ -139,9 +139,9 @@ class SecureSumSettings(PlanTable):
     ] = "masks"
     threshold: Annotated[
         U32,
-        Range(1, 100, "institutions"),
+        Range(1, 1000, "institutions"),
         about(
-            "t: shares that open a secret, and signatures that decide a survivor list. "
+            "t: signatures that decide a survivor list and, up to 100 institutions, shares that open a secret. "
             "2t ≥ n + max_colluders + 1 and t ≤ n; n - t institutions may drop out."
         ),
     ]
@@ -150,7 +150,7 @@ class SecureSumSettings(PlanTable):
     ] = 1
     k_min: Annotated[
         U32,
-        Range(1, 100, "institutions"),
+        Range(1, 1000, "institutions"),
         about(
             "Fewest survivors of a sum that may be opened; at least max_colluders + 2. "
             "1, with max_colluders 0, is for science on public data only."
@@ -322,7 +322,7 @@ class FeatureFloors(PlanTable):
     """When the federated feature schema may use a column."""
 
     min_institutions: Annotated[
-        U32, Range(1, 100, "institutions"), about("Fewest institutions with a value; at least k_min.")
+        U32, Range(1, 1000, "institutions"), about("Fewest institutions with a value; at least k_min.")
     ] = 3
     min_patients: Annotated[
         U32, Range(1, 1000000000, "patients"), about("Fewest patients with a value, over all institutions.")

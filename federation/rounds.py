@@ -25,6 +25,8 @@ from federation.settings import model_encoding
 from security.ckks.encoding import encrypted
 from security.errors import ProtocolError
 from security.secure_sum.derive import digest_of
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH
+from security.secure_sum.graph_bound import neighbours_for
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Attempt, Context, Part, Sum
 from security.signing import parse_public_key_text
@@ -280,7 +282,11 @@ class Cohorts:
         s = self.plan.secure_sum
         roster = {i.name: parse_public_key_text(i.key) for i in self.plan.institutions}
         sums = tuple(encrypted(each) if each.name in s.ckks else each for each in sums)
-        return Attempt(context, roster, s.threshold, s.max_colluders, s.k_min, sums, masked=s.backend == "masks")
+        n = len(roster)
+        sparse = neighbours_for(n, s.max_colluders) if n > MAX_COMPLETE_GRAPH else None
+        return Attempt(
+            context, roster, s.threshold, s.max_colluders, s.k_min, sums, masked=s.backend == "masks", sparse=sparse
+        )
 
 
 def read_round_start(data: bytes, run: bytes) -> pb.RoundStart:

@@ -43,6 +43,7 @@ RECHECK_SECONDS: Final = 60.0
 PHASES: Final[Mapping[str, str]] = {
     "wait": "waiting",
     "make_keys": "keys",
+    "reveal_value": "reveals",
     "deal_shares": "shares",
     "contribute": "training",
     "sign_list": "signatures",

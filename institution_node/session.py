@@ -146,6 +146,7 @@ class Session:
         kind = directive.WhichOneof("kind")
         step: Callable[[], Reply] | None = {
             "make_keys": lambda: self._make_keys(directive.make_keys),
+            "reveal_value": lambda: self._reveal(directive.reveal_value),
             "deal_shares": lambda: self._deal(directive.deal_shares),
             "contribute": lambda: self._contribute(directive.contribute),
             "sign_list": lambda: self._sign(directive.sign_list.list),
@@ -184,8 +185,16 @@ class Session:
     def _keys(self, member: Member) -> Reply:
         return Reply(pb.SubmitRequest(run=self.run, keys=member.make_keys().to_proto()))
 
+    def _reveal(self, m: pb.RevealValue) -> Reply:
+        value = self._current().reveal([Signed.from_proto(k) for k in m.keys])
+        return Reply(pb.SubmitRequest(run=self.run, reveal=sum_pb.Reveal(sender=self.name, value=value)))
+
     def _deal(self, m: pb.DealShares) -> Reply:
-        dealt = self._current().deal([Signed.from_proto(k) for k in m.keys])
+        member = self._current()
+        if m.reveals:
+            dealt = member.deal_around({r.sender: r.value for r in m.reveals})
+        else:
+            dealt = member.deal([Signed.from_proto(k) for k in m.keys])
         shares = sum_pb.DealtShares(sender=self.name, messages=[s.to_proto() for s in dealt.values()])
         if (key := self._current().encryption_key) is not None:
             shares.encryption_key.CopyFrom(key.to_proto())
@@ -193,7 +202,7 @@ class Session:
 
     def _contribute(self, m: pb.Contribute) -> Reply:
         member = self._current()
-        if member.phase in (MemberPhase.NEW, MemberPhase.KEYED):
+        if member.phase in (MemberPhase.NEW, MemberPhase.KEYED, MemberPhase.REVEALED):
             raise WithdrawnError("the attempt went on before this institution had dealt its shares.")
         if member.phase is MemberPhase.DEALT:
             key = Signed.from_proto(m.encryption_key) if m.HasField("encryption_key") else None
@@ -281,7 +290,7 @@ class Session:
     @staticmethod
     def _opened_cohorts(member: Member, listed: SurvivorList) -> dict[str, frozenset[str]]:
         alive = frozenset(listed.alive)
-        parts = member.attempt.opened_parts(listed.sum, member.cohort, alive)
+        parts = member.opened_parts(listed.sum, alive)
         return {f"{listed.sum}/{p.name}": p.contributors & alive for p in parts}
 
     def _open(self, m: pb.OpenShares) -> Reply:

@@ -52,7 +52,8 @@ class Metric:
 
 
 PHASES: Final = (
-    *("enrolment", "keys", "shares", "training", "uploads", "signatures", "openings", "commit", "waiting", "done"),
+    *("enrolment", "keys", "reveals", "shares", "training", "uploads"),
+    *("signatures", "openings", "commit", "waiting", "done"),
 )
 STATUSES: Final = ("created", "enrolling", "running", "finished", "stopped", "failed")
 TRAFFIC: Final = ("control", "messages", "uploads", "downloads")

@@ -111,6 +111,8 @@ class MemoryLink:
         match request.WhichOneof("message"):
             case "keys":
                 run.take_keys(Signed.from_proto(request.keys), now)
+            case "reveal":
+                run.take_reveal(self._institution, request.reveal.value, now)
             case "shares":
                 dealt = request.shares
                 key = Signed.from_proto(dealt.encryption_key) if dealt.HasField("encryption_key") else None

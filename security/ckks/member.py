@@ -21,7 +21,8 @@ from security.secure_sum.errors import (
     MalformedMessageError,
     TamperedKeysError,
 )
-from security.secure_sum.member import CurrentSum, Fetch, Member
+from security.secure_sum.member import Fetch, Member
+from security.secure_sum.member_state import CurrentSum
 from security.secure_sum.messages import Signed, SurvivorList, UploadHeader
 from security.secure_sum.phases import MemberPhase, MemberStep
 from security.secure_sum.spec import Attempt, Part

@@ -6,9 +6,7 @@ through here, only their headers. `journal` holds every accepted input, so that 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
 
 from security.errors import ProtocolError
 from security.secure_sum import derive
@@ -22,6 +20,7 @@ from security.secure_sum.errors import (
     UnknownMemberError,
     WrongContextError,
 )
+from security.secure_sum.graph import Graph
 from security.secure_sum.keys import share_commitment
 from security.secure_sum.messages import (
     KeyMessage,
@@ -34,31 +33,19 @@ from security.secure_sum.messages import (
 )
 from security.secure_sum.phases import AGGREGATOR, AggregatorPhase, AggregatorStep
 from security.secure_sum.recover import PartOpening, open_part
+from security.secure_sum.reveals import agreed_digest, check_reveal, drawn_graph
 from security.secure_sum.signatures import check_signatures, equivocation, take_signature
 from security.secure_sum.spec import Attempt
+from security.secure_sum.sum_state import SumState
 from security.secure_sum.verify import (
-    check_distinct_keys,
+    DistinctKeys,
     check_keys,
     check_members,
     keys_digest,
     open_signed,
     sha256,
+    upload_lengths,
 )
-
-
-@dataclass
-class SumState:
-    """What the coordinator holds of one sum."""
-
-    name: str
-    transcript: bytes = b""
-    headers: dict[str, Signed] = field(default_factory=dict)
-    completed: set[str] = field(default_factory=set)
-    payload: bytes = b""
-    alive: frozenset[str] = frozenset()
-    signatures: dict[str, Signed] = field(default_factory=dict)
-    openings: dict[str, Signed] = field(default_factory=dict)
-    opened: dict[str, Opening] = field(default_factory=dict)
 
 
 class Aggregator:
@@ -72,6 +59,8 @@ class Aggregator:
         self.attempt = attempt
         self.phase = AggregatorPhase.KEYS
         self.keys: dict[str, Signed] = {}
+        self.reveals: dict[str, bytes] = {}
+        self.graph: Graph | None = None
         self.shares: dict[str, dict[str, Signed]] = {}
         self.cohort: frozenset[str] = frozenset()
         self.current = SumState(attempt.sums[0].name)
@@ -79,8 +68,16 @@ class Aggregator:
         self.blamed: dict[str, str] = {}
         self.encryption_key: Signed | None = None  # masks need none
         self._key_messages: dict[str, KeyMessage] = {}
+        self._distinct = DistinctKeys()
         self._share_messages: dict[tuple[str, str], ShareMessage] = {}
         self._keys_digest = b""
+        self._agreed = b""
+        self._upload_lengths: dict[str, dict[str, int]] = {}
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Who can go on: who sent keys and, once values were revealed, whose value is there."""
+        return frozenset(self.keys) if self.graph is None else self.graph.members
 
     # -- keys and shares ----------------------------------------------------------------------------------------
 
@@ -102,19 +99,48 @@ class Aggregator:
                 return  # signed twice, said once
             raise equivocation(known, signed)
         check_keys(self.attempt, message)
-        check_distinct_keys({**self._key_messages, signed.signer: message})
+        self._distinct.add(signed.signer, message)
         self.keys[signed.signer] = signed
         self._key_messages[signed.signer] = message
 
     def close_keys(self) -> None:
-        """Fixes the shareholders.
+        """Fixes the keys: no commitment can follow. Where the mask graph is complete, the shareholders are known.
 
         Raises:
             TooFewMembersError: fewer than `threshold`.
         """
-        after = self._after(AggregatorStep.CLOSE_KEYS)
+        drawn = self.attempt.sparse is not None
+        after = self._after(AggregatorStep.ASK_REVEALS if drawn else AggregatorStep.CLOSE_KEYS)
         check_members(self.attempt, self.keys, "sent keys")
         self._keys_digest, self.phase = keys_digest(self.keys), after
+        if not drawn:
+            self._agreed, self.graph = self._keys_digest, Graph(self.attempt.roster, self.keys, None)
+
+    def take_reveal(self, sender: str, value: bytes) -> None:
+        """Takes the value that one institution committed to; the same again changes nothing.
+
+        Raises:
+            RevealError: it committed to another.
+            OutOfPhaseError, UnknownMemberError: as they say.
+        """
+        if value and self.reveals.get(sender) == value:
+            return
+        self._after(AggregatorStep.TAKE_REVEAL)
+        if sender not in self.keys:
+            raise UnknownMemberError(f"{sender!r} reveals a value without having sent keys in this attempt.")
+        check_reveal(self.attempt, self._key_messages[sender], value)
+        self.reveals[sender] = value
+
+    def close_reveals(self) -> None:
+        """Draws the mask graph of those who revealed: they are the members from here on.
+
+        Raises:
+            TooFewMembersError: fewer than `threshold`.
+        """
+        after = self._after(AggregatorStep.CLOSE_REVEALS)
+        check_members(self.attempt, self.reveals, "revealed their values")
+        self._agreed = agreed_digest(self._keys_digest, self.reveals)
+        self.graph, self.phase = drawn_graph(self.attempt, self._agreed, self.reveals), after
 
     def take_shares(self, sender: str, messages: Iterable[Signed], encryption_key: Signed | None = None) -> None:
         """Takes one dealer's share messages, all or none; the same again changes nothing.
@@ -140,20 +166,21 @@ class Aggregator:
             raise MalformedMessageError(
                 f"{sender!r} deals an encryption key, and no sum needs one.", culprits=(sender,)
             )
-        if sender not in self.keys:
+        graph = self._graph()
+        if sender not in graph.members:
             raise UnknownMemberError(f"{sender!r} dealt shares without having sent keys in this attempt.")
         expected = [(s, p.name) for s, p in self.attempt.keyed_parts(sender)] if self.attempt.masked else []
         for envelope in envelopes:
             message = open_signed(self.attempt, envelope, derive.TAG_SHARES, ShareMessage.decode)
             if message.sender != sender:
                 raise MalformedMessageError("shares were sent under another's name.", culprits=(sender,))
-            if message.keys_digest != self._keys_digest:
+            if message.keys_digest != self._agreed:
                 raise WrongContextError("shares were dealt for other keys than were relayed.", place=sender)
             if [(s.sum, s.part) for s in message.shares] != expected:
                 raise MalformedMessageError(f"{sender!r} did not deal its parts in plan order.", culprits=(sender,))
             by_receiver[message.receiver] = envelope
             decoded[sender, message.receiver] = message
-        if set(by_receiver) != set(self.keys) - {sender} or len(envelopes) != len(by_receiver):
+        if set(by_receiver) != set(graph.shareholders(sender)) - {sender} or len(envelopes) != len(by_receiver):
             raise MalformedMessageError(f"{sender!r} did not deal to every shareholder once.", culprits=(sender,))
         if known is not None:
             receiver = next(r for r in known if known[r].payload != by_receiver[r].payload)
@@ -173,7 +200,8 @@ class Aggregator:
 
     def shares_for(self, receiver: str) -> tuple[Signed, ...]:
         """The share messages that the cohort dealt to one shareholder."""
-        return tuple(self.shares[sender][receiver] for sender in sorted(self.cohort) if sender != receiver)
+        dealers = self.cohort & set(self._graph().shareholders(receiver))  # ties are mutual
+        return tuple(self.shares[sender][receiver] for sender in sorted(dealers) if sender != receiver)
 
     # -- one sum after the other --------------------------------------------------------------------------------
 
@@ -192,7 +220,7 @@ class Aggregator:
         self.current.transcript = transcript
 
     def _transcript(self, sum_name: str, consumed: bytes) -> bytes:
-        return derive.transcript(self.attempt.context, self._keys_digest, self.cohort, sum_name, consumed)
+        return derive.transcript(self.attempt.context, self._agreed, self.cohort, sum_name, consumed)
 
     def take_header(self, signed: Signed) -> UploadHeader:
         """Admits an upload; the same header again re-admits it, to resume.
@@ -228,12 +256,18 @@ class Aggregator:
 
     def upload_length(self, institution: str) -> int:
         """Bytes that an institution uploads for the current sum; 0: it has nothing to upload."""
-        parts = self.attempt.uploaded_parts(self.current.name, self.cohort, institution)
-        return sum(p.sent_bytes for p in parts) if institution in self.cohort else 0
+        return self._lengths().get(institution, 0)
 
     def uploaders(self) -> frozenset[str]:
         """Who has something to upload for the current sum."""
-        return frozenset(i for i in self.cohort if self.upload_length(i))
+        return frozenset(self._lengths())
+
+    def _lengths(self) -> dict[str, int]:
+        """Bytes that each uploads for the current sum."""
+        name = self.current.name
+        if name not in self._upload_lengths and self.cohort:
+            self._upload_lengths[name] = upload_lengths(self.attempt, name, self.cohort)
+        return self._upload_lengths.get(name, {})
 
     def complete_upload(self, sender: str) -> None:
         """Counts an upload whose last byte is spooled and whose trailer's hash held (rule 8)."""
@@ -254,9 +288,10 @@ class Aggregator:
         after = self._after(AggregatorStep.CLOSE_UPLOADS)
         current = self.current
         alive = frozenset(current.completed)
-        if not self.attempt.opened_parts(current.name, self.cohort, alive):
+        parts = self.attempt.opened_parts(current.name, self.cohort, alive, self.graph)
+        if not parts:
             raise TooFewMembersError(
-                f"no part of sum {current.name!r} keeps {self.attempt.k_min} uploads.",
+                f"no part of sum {current.name!r} keeps {self.attempt.k_min} uploads, tied to each other by masks.",
                 remedy="Wait for more institutions; the coordinator opens another round.",
             )
         listed = SurvivorList(
@@ -269,6 +304,12 @@ class Aggregator:
             self._hashes(alive),
         )
         current.alive, current.payload, self.phase = alive, listed.encode(), after
+        current.parts = parts
+        current.lacking = {
+            (victim, part.name): self.attempt.share_threshold
+            for part in (parts if self.attempt.masked else ())
+            for victim in part.contributors & self.cohort
+        }
         return current.payload
 
     def _hashes(self, alive: Iterable[str]) -> tuple[bytes, ...]:
@@ -288,7 +329,7 @@ class Aggregator:
         known = current.signatures.get(signed.signer)
         if known == signed:
             return
-        take_signature(self.attempt, current.payload, signed, self.keys, known)
+        take_signature(self.attempt, current.payload, signed, self.members, known)
         current.signatures.setdefault(signed.signer, signed)
 
     @property
@@ -303,9 +344,7 @@ class Aggregator:
             MissingSignaturesError: fewer than `threshold`.
         """
         after = self._after(AggregatorStep.DECIDE)
-        check_signatures(
-            self.attempt, self.current.payload, tuple(self.current.signatures.values()), frozenset(self.keys)
-        )
+        check_signatures(self.attempt, self.current.payload, tuple(self.current.signatures.values()), self.members)
         self.phase = after
 
     def take_opening(self, signed: Signed) -> None:
@@ -322,7 +361,7 @@ class Aggregator:
         if known == signed:
             return
         opening = open_signed(self.attempt, signed, derive.TAG_OPENING, Opening.decode)
-        if sender not in self.keys:
+        if sender not in self.members:
             raise UnknownMemberError(f"{sender!r} holds no shares.")
         if opening.sum != current.name or opening.list_digest != sha256(current.payload):
             raise WrongContextError(f"{sender!r} opens for another survivor list.", place=sender)
@@ -337,11 +376,18 @@ class Aggregator:
             self.blamed[sender] = error.code
             raise
         current.openings[sender], current.opened[sender] = signed, opening
+        for secret in {(share.victim, share.part) for share in opening.shares}:
+            if current.lacking.get(secret, 0) > 1:
+                current.lacking[secret] -= 1
+            else:
+                current.lacking.pop(secret, None)
 
     def _check_share(self, sender: str, share: OpenedShare) -> None:
         kind = "seed" if share.victim in self.current.alive else "mask-key"
         if share.kind != kind or share.victim not in self.cohort:
             raise BadShareError(f"{sender!r} opens what the signed list does not ask for.", culprits=(sender,))
+        if sender not in self._graph().shareholders(share.victim):
+            raise BadShareError(f"{sender!r} opens a share that nobody dealt to it.", culprits=(sender,))
         if share.victim == sender:
             return  # a dealer sends its own share to nobody, so no commitment binds it: the reconstruction decides
         message = self._share_messages[share.victim, sender]
@@ -373,15 +419,10 @@ class Aggregator:
     @property
     def openable(self) -> bool:
         """Whether every secret that is needed has `threshold` shares; a culprit among the dealers may need more."""
-        current, threshold = self.current, self.attempt.threshold
-        if len(current.opened) < threshold:
+        current = self.current
+        if self.attempt.sparse is None and len(current.opened) < self.attempt.threshold:
             return False
-        counts = Counter((s.victim, s.part) for o in current.opened.values() for s in o.shares)
-        return not self.attempt.masked or all(
-            counts[victim, part.name] >= threshold
-            for part in self.attempt.opened_parts(current.name, self.cohort, current.alive)
-            for victim in part.contributors & self.cohort
-        )
+        return self.phase is AggregatorPhase.OPENINGS and not current.lacking
 
     def unmask(self) -> tuple[PartOpening, ...]:
         """Which keystreams to take off which uploads, part by part, for every part that may be opened.
@@ -393,11 +434,13 @@ class Aggregator:
         if self.phase is not AggregatorPhase.OPENINGS:
             raise OutOfPhaseError(f"nothing can be unmasked in phase {self.phase.value!r}.")
         current = self.current
-        positions = {name: x + 1 for x, name in enumerate(self.attempt.roster)}
-        by_secret: dict[tuple[str, str], dict[int, bytes]] = {}
+        graph = self._graph()
+        by_part: dict[str, dict[str, dict[int, bytes]]] = {part.name: {} for part in current.parts}
         for sender, opening in current.opened.items():
             for share in opening.shares:
-                by_secret.setdefault((share.victim, share.part), {})[positions[sender]] = share.share
+                if share.part in by_part:
+                    x = graph.shareholders(share.victim)[sender]
+                    by_part[share.part].setdefault(share.victim, {})[x] = share.share
         return tuple(
             open_part(
                 self.attempt,
@@ -407,9 +450,10 @@ class Aggregator:
                 self.cohort,
                 current.alive,
                 self._key_messages,
-                {victim: s for (victim, name), s in by_secret.items() if name == part.name},
+                graph,
+                by_part[part.name],
             )
-            for part in self.attempt.opened_parts(current.name, self.cohort, current.alive)
+            for part in current.parts
         )
 
     def close_sum(self) -> None:
@@ -423,6 +467,11 @@ class Aggregator:
             self.phase = AggregatorPhase.DONE
             return
         self.current, self.phase = SumState(order[following]), after
+
+    def _graph(self) -> Graph:
+        if self.graph is None:
+            raise OutOfPhaseError(f"there is no mask graph yet in phase {self.phase.value!r}.")
+        return self.graph
 
     def _after(self, step: AggregatorStep) -> AggregatorPhase:
         after = AGGREGATOR.get((self.phase, step))

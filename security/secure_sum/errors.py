@@ -45,6 +45,12 @@ class TamperedKeysError(SecureSumError):
     code = "tampered-keys"
 
 
+class RevealError(SecureSumError):
+    """A revealed value that is not the one committed to, or missing (rule 10)."""
+
+    code = "reveal"
+
+
 class BadShareError(SecureSumError):
     """A share or reconstructed secret that does not match what its dealer committed to (rule 5)."""
 

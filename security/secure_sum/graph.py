@@ -153,6 +153,7 @@ class Graph:
         self.shares = len(positions) if sparse is None else sparse.neighbours
         self._holders = {name: x for name, x in positions.items() if name in self.members}
         self._order = tuple(order)
+        self._around: dict[str, dict[str, int]] = {}
         self._circle = Circle(self._order, sparse.neighbours // 2) if sparse is not None else None
         if sparse is not None and frozenset(order) != self.members:
             raise ValueError("a circle holds exactly the members")
@@ -161,7 +162,11 @@ class Graph:
         """Who holds shares of the dealer's secrets, and each one's x-coordinate, from 1 on."""
         if self._circle is None:
             return self._holders
-        return {name: x for x, name in enumerate(self._circle.neighbours(dealer), start=1)}
+        found = self._around.get(dealer)
+        if found is None:
+            found = {name: x for x, name in enumerate(self._circle.neighbours(dealer), start=1)}
+            self._around[dealer] = found
+        return found
 
     def circle(self, contributors: frozenset[str]) -> Circle:
         """The mask graph of a part with these contributors, those of the cohort."""

@@ -23,7 +23,7 @@ from math import comb
 from typing import Final
 
 from security.errors import ConfigurationError
-from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER, SparseGraph
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH, SparseGraph
 
 DROPOUT: Final = Fraction(1, 3)
 """Part of the cohort that may vanish."""
@@ -40,7 +40,7 @@ def neighbours_for(
     Half of 2^−σ goes to the masks, half to the shares. The share threshold is the largest that the shares' half allows.
 
     Args:
-        institutions: of the roster, from `MAX_COMPLETE_GRAPH` + 1 to `MAX_ROSTER`. An attempt of fewer of them
+        institutions: of the roster, from `MAX_COMPLETE_GRAPH` + 1 on. An attempt of fewer of them
             is no worse: every count of the bound falls with them.
         max_colluders: institutions that may collude with the coordinator.
         dropout: part that may vanish, from 0 to below 1.
@@ -87,12 +87,3 @@ def _largest_threshold(institutions: int, gone: int, neighbours: int, bits: int)
     while threshold < neighbours and lost_probability(institutions, gone, neighbours, threshold + 1) * 2**bits <= 1:
         threshold += 1
     return threshold
-
-
-def check_roster(institutions: int) -> None:
-    """Raises ConfigurationError where a roster is larger than any that the graph was measured for."""
-    if institutions > MAX_ROSTER:
-        raise ConfigurationError(
-            f"{institutions} institutions are more than {MAX_ROSTER}.",
-            remedy=f"Run with at most {MAX_ROSTER} institutions, or let several of them take part as one.",
-        )

@@ -18,7 +18,7 @@ from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.spec import Attempt
 
 M = TypeVar("M", bound="JournalledAggregator")
-_STEPS: Final = frozenset({"close_keys", "close_shares", "close_uploads", "decide", "close_sum"})
+_STEPS: Final = frozenset({"close_keys", "close_reveals", "close_shares", "close_uploads", "decide", "close_sum"})
 
 
 class JournalledAggregator(Aggregator):
@@ -42,6 +42,16 @@ class JournalledAggregator(Aggregator):
         """See `Aggregator`."""
         super().close_keys()
         self._note(pb.JournalEntry(close_keys=pb.CloseKeys()))
+
+    def take_reveal(self, sender: str, value: bytes) -> None:
+        """See `Aggregator`."""
+        super().take_reveal(sender, value)
+        self._note(pb.JournalEntry(reveal=pb.Reveal(sender=sender, value=value)))
+
+    def close_reveals(self) -> None:
+        """See `Aggregator`."""
+        super().close_reveals()
+        self._note(pb.JournalEntry(close_reveals=pb.CloseReveals()))
 
     def take_shares(self, sender: str, messages: Iterable[Signed], encryption_key: Signed | None = None) -> None:
         """See `Aggregator`."""
@@ -121,6 +131,10 @@ def restore(machine: M, journal: bytes) -> M:
                 machine.take_keys(Signed.from_proto(entry.keys))
             case "close_keys":
                 machine.close_keys()
+            case "reveal":
+                machine.take_reveal(entry.reveal.sender, entry.reveal.value)
+            case "close_reveals":
+                machine.close_reveals()
             case "shares":
                 dealt = entry.shares
                 key = Signed.from_proto(dealt.encryption_key) if dealt.HasField("encryption_key") else None

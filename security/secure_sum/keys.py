@@ -12,8 +12,17 @@ from security.secure_sum.messages import KeyMessage, PartKey
 from security.secure_sum.spec import Attempt
 
 _FIELD: Final = 2**255 - 19
-# Any scalar finds out: clamping makes it a multiple of the cofactor, so low order gives zero, and nothing else does.
-_PROBE: Final = X25519PrivateKey.from_private_bytes(bytes(32))
+_LOW_ORDER: Final = frozenset(
+    bytes.fromhex(u)
+    for u in (
+        "00" * 32,  # order 2, on the curve and on its twist
+        "01" + "00" * 31,  # order 4 on the curve
+        "ec" + "ff" * 30 + "7f",  # −1: order 4 on the twist
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",  # order 8
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",  # order 8
+    )
+)
+"""Every u-coordinate below 2^255 − 19 of a point whose order divides a cofactor, 8 of the curve or 4 of its twist."""
 
 
 def agree(private: X25519PrivateKey, public: bytes, peer: str) -> bytes:
@@ -36,7 +45,8 @@ def check_public_key(public: bytes, sender: str) -> None:
     """
     if int.from_bytes(public, "little") >= _FIELD:
         raise MalformedMessageError(f"{sender!r} sent a key that is not in its one encoding.", culprits=(sender,))
-    agree(_PROBE, public, sender)
+    if public in _LOW_ORDER:
+        raise MalformedMessageError(f"{sender!r} sent a key of low order.", culprits=(sender,))
 
 
 def mask_private_key(attempt: Attempt, sum_name: str, part: str, owner: str, secret: bytes) -> X25519PrivateKey:

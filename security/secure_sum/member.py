@@ -8,45 +8,39 @@ node has none, so it can never mask a second vector under them (rule 8).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from security.errors import ProtocolError
 from security.privacy.randomness import Randomness
-from security.secure_sum import derive, shares
-from security.secure_sum.cohorts import check_no_differencing
+from security.secure_sum import derive
 from security.secure_sum.errors import (
     BadShareError,
-    BelowFloorError,
     ContradictoryListError,
     MalformedMessageError,
     MemberMisuseError,
-    TamperedKeysError,
     TranscriptError,
     UnknownMemberError,
     WrongContextError,
 )
+from security.secure_sum.graph import Graph
 from security.secure_sum.keys import (
-    agree,
     mask_private_key,
     pair_mask_key,
     pair_sign,
     part_key,
     seed_commitment,
     self_mask_key,
-    share_commitment,
-    share_info,
 )
+from security.secure_sum.lists import check_list, check_opened
 from security.secure_sum.masks import Masker, SignedKey
+from security.secure_sum.meeting import Meeting
+from security.secure_sum.member_state import CurrentSum, Secrets
 from security.secure_sum.messages import (
     KeyMessage,
     OpenedShare,
     Opening,
     PartKey,
-    SealedShare,
     ShareKind,
     ShareMessage,
     Signed,
@@ -54,23 +48,19 @@ from security.secure_sum.messages import (
     UploadHeader,
 )
 from security.secure_sum.phases import MEMBER, MemberPhase, MemberStep
+from security.secure_sum.reveals import REVEAL_BYTES, agreed_digest, reveal_commitment
+from security.secure_sum.sealing import HeldShares, PartId, PartSecrets, deal_shares, open_boxes
+from security.secure_sum.shares import SECRET_BYTES
 from security.secure_sum.signatures import check_signatures
 from security.secure_sum.spec import Attempt, Part
 from security.secure_sum.upload import MaskedUpload, Segment, Upload, WordSource
 from security.secure_sum.verify import (
-    check_context,
-    check_distinct_keys,
-    check_keys,
     check_members,
     check_uploads,
-    keys_digest,
     open_signed,
     sha256,
 )
 from security.signing import IdentityKey
-
-PartId = tuple[str, str]
-"""(sum, part)."""
 
 Fetch = Callable[[str], "bytes | bytearray"]
 """Content by its hash (BLAKE3) in hex, checked."""
@@ -79,45 +69,6 @@ Fetch = Callable[[str], "bytes | bytearray"]
 def nothing_to_fetch(digest: str) -> bytes:
     """Where no sum is encrypted."""
     raise MemberMisuseError("an encrypted sum is opened with the uploads that its list names.")
-
-
-_NONCE = bytes(12)  # every AEAD key seals one box only
-
-
-@dataclass(frozen=True, repr=False)
-class _PartSecrets:
-    """What one part of one sum hangs on: never used for another (rule 4)."""
-
-    seed: bytes
-    mask_secret: bytes
-    mask_key: X25519PrivateKey
-
-
-@dataclass(frozen=True, repr=False)
-class _HeldShares:
-    seed: bytes
-    mask_key: bytes
-
-
-@dataclass(repr=False)
-class CurrentSum:
-    """The sum that is being made."""
-
-    name: str
-    transcript: bytes
-    upload: Upload | None = None
-    signed_payload: bytes | None = None
-    signed: Signed | None = None
-    opening: Signed | None = None
-
-
-@dataclass(repr=False)
-class _Secrets:
-    """Everything that is destroyed with the attempt."""
-
-    share_key: X25519PrivateKey
-    parts: Mapping[PartId, _PartSecrets]
-    held: dict[tuple[str, PartId], _HeldShares] = field(default_factory=dict)
 
 
 class Member:
@@ -139,11 +90,10 @@ class Member:
         self.complaints: tuple[ProtocolError, ...] = ()
         self._identity = identity
         self._randomness = randomness
-        self._secrets: _Secrets | None = None
+        self._secrets: Secrets | None = None
         self._own_keys: Signed | None = None
-        self._keys: dict[str, KeyMessage] = {}
-        self._keys_digest = b""
-        self._dealt: dict[str, Signed] = {}
+        self._meeting: Meeting | None = None
+        self._dealt: Mapping[str, Signed] = {}
         self._cohort: frozenset[str] = frozenset()
         self._current: CurrentSum | None = None
         self._opened_cohorts: dict[str, list[frozenset[str]]] = {}
@@ -159,12 +109,14 @@ class Member:
         if self._own_keys is not None and self.phase is not MemberPhase.CLOSED:
             return self._own_keys
         after = self._after(MemberStep.MAKE_KEYS)
-        parts: dict[PartId, _PartSecrets] = {}
+        parts: dict[PartId, PartSecrets] = {}
         for sum_name, part in self.attempt.keyed_parts(self.name) if self.attempt.masked else ():
-            mask_secret = self._randomness.bytes(shares.SECRET_BYTES)
+            mask_secret = self._randomness.bytes(SECRET_BYTES)
             key = mask_private_key(self.attempt, sum_name, part.name, self.name, mask_secret)
-            parts[sum_name, part.name] = _PartSecrets(self._randomness.bytes(shares.SECRET_BYTES), mask_secret, key)
-        secrets = _Secrets(X25519PrivateKey.from_private_bytes(self._randomness.bytes(32)), parts)
+            parts[sum_name, part.name] = PartSecrets(self._randomness.bytes(SECRET_BYTES), mask_secret, key)
+        share_key = X25519PrivateKey.from_private_bytes(self._randomness.bytes(32))
+        reveal = self._randomness.bytes(REVEAL_BYTES) if self._draws else b""
+        secrets = Secrets(share_key, parts, reveal)
         message = KeyMessage(
             context=self.attempt.context,
             sender=self.name,
@@ -178,10 +130,27 @@ class Member:
                 )
                 for (sum_name, part), s in parts.items()
             ),
+            graph_commitment=reveal_commitment(self.attempt.context, self.name, reveal) if self._draws else b"",
         )
         self._own_keys = self._sign(derive.TAG_KEYS, message.encode())
         self._secrets, self.phase = secrets, after
         return self._own_keys
+
+    # -- between: the graph, where it is not complete -----------------------------------------------------------
+
+    def reveal(self, relayed: Sequence[Signed]) -> bytes:
+        """Looks at every relayed key message, and shows the value that ours committed to: no commitment can follow now.
+
+        Raises:
+            As `deal` does; but signatures are checked by `deal_around`, those that matter.
+        """
+        if not self._draws:
+            raise MemberMisuseError("the mask graph of this attempt is complete: there is nothing to reveal.")
+        if self._meeting is None or not self._meeting.is_of(relayed):
+            after = self._after(MemberStep.REVEAL)
+            self._meeting, self.phase = Meeting.of(self.attempt, self._own_keys, relayed), after
+        assert self._secrets is not None
+        return self._secrets.reveal
 
     # -- phase 2: shares ----------------------------------------------------------------------------------------
 
@@ -199,64 +168,44 @@ class Member:
             BadSignatureError, WrongContextError, UnknownMemberError, MalformedMessageError: as they say.
             TooFewMembersError: fewer than `threshold`.
         """
-        if self._dealt and keys_digest({s.signer: s for s in relayed}) == self._keys_digest:
+        if self._dealt and self._meeting is not None and self._meeting.is_of(relayed):
             return self._dealt
         after = self._after(MemberStep.DEAL)
-        signed = {s.signer: s for s in relayed}
-        if len(signed) != len(relayed):
-            raise TamperedKeysError("the relayed key messages name one institution twice.")
-        if self._own_keys is None or signed.get(self.name) != self._own_keys:
-            raise TamperedKeysError(
-                "the relayed key messages do not hold this institution's own as it was sent.",
-                remedy="The coordinator swapped or lost a key; do not go on with it.",
-            )
-        keys: dict[str, KeyMessage] = {}
-        for name, envelope in signed.items():
-            keys[name] = open_signed(self.attempt, envelope, derive.TAG_KEYS, KeyMessage.decode)
-            check_keys(self.attempt, keys[name])
-        check_distinct_keys(keys)
-        check_members(self.attempt, keys, "sent keys")
-        digest = keys_digest(signed)
-        dealt, own = self._deal_to(keys, digest)
-        assert self._secrets is not None
-        self._secrets.held.update(own)
-        self._keys, self._keys_digest, self._dealt, self.phase = keys, digest, dealt, after
-        return dealt
+        if self._draws:
+            raise MemberMisuseError("the mask graph of this attempt is drawn: values are revealed first.")
+        return self._deal(Meeting.of(self.attempt, self._own_keys, relayed), after)
 
-    def _deal_to(
-        self, keys: Mapping[str, KeyMessage], digest: bytes
-    ) -> tuple[dict[str, Signed], dict[tuple[str, PartId], _HeldShares]]:
-        assert self._secrets is not None
-        position = {name: x for x, name in enumerate(self.attempt.roster)}
-        n, t = len(position), self.attempt.threshold
-        split = {
-            part: (shares.split(s.seed, t, n), shares.split(s.mask_secret, t, n))
-            for part, s in self._secrets.parts.items()
-        }
-        dealt: dict[str, Signed] = {}
-        held: dict[tuple[str, PartId], _HeldShares] = {}
-        for receiver in keys:
-            x = position[receiver]
-            if receiver == self.name:
-                held |= {(self.name, part): _HeldShares(seeds[x], keys_[x]) for part, (seeds, keys_) in split.items()}
-                continue
-            shared = agree(self._secrets.share_key, keys[receiver].share_key, receiver)
-            sealed: list[SealedShare] = []
-            for (sum_name, part), (seeds, mask_keys) in split.items():
-                info = share_info(self.attempt, sum_name, part, self.name, receiver, digest)
-                box = AESGCM(derive.derive_key(shared, info)).encrypt(_NONCE, seeds[x] + mask_keys[x], info)
-                sealed.append(
-                    SealedShare(
-                        sum_name,
-                        part,
-                        box,
-                        share_commitment(self.attempt, "seed", sum_name, part, self.name, receiver, seeds[x]),
-                        share_commitment(self.attempt, "mask-key", sum_name, part, self.name, receiver, mask_keys[x]),
-                    )
-                )
-            message = ShareMessage(self.attempt.context, self.name, receiver, digest, tuple(sealed))
-            dealt[receiver] = self._sign(derive.TAG_SHARES, message.encode())
-        return dealt, held
+    def deal_around(self, reveals: Mapping[str, bytes]) -> Mapping[str, Signed]:
+        """Draws the graph of all revealed values, and deals shares of this institution's secrets to its neighbours.
+
+        Args:
+            reveals: the values of the attempt by institution, this one's own among them.
+
+        Returns:
+            Share messages by receiver.
+
+        Raises:
+            RevealError, BadSignatureError, UnknownMemberError, TooFewMembersError: see `Meeting.drawn`.
+        """
+        meeting = self._meeting
+        if self._dealt and meeting is not None and meeting.agreed == agreed_digest(meeting.keys_digest, reveals):
+            return self._dealt
+        after = self._after(MemberStep.DEAL)
+        if meeting is None:
+            raise MemberMisuseError("nothing was revealed yet.")
+        return self._deal(meeting.drawn(self.name, reveals), after)
+
+    def _deal(self, meeting: Meeting, after: MemberPhase) -> Mapping[str, Signed]:
+        secrets, graph = self._secrets, meeting.graph
+        assert secrets is not None
+        assert graph is not None
+        messages, own = deal_shares(
+            self.attempt, self.name, secrets.share_key, secrets.parts, meeting.keys, graph, meeting.agreed
+        )
+        dealt = {m.receiver: self._sign(derive.TAG_SHARES, m.encode()) for m in messages}
+        secrets.held.update(own)
+        self._meeting, self._dealt, self.phase = meeting, dealt, after
+        return dealt
 
     def accept(self, cohort: Sequence[str], relayed: Sequence[Signed], encryption_key: Signed | None = None) -> None:
         """Takes the shares that the cohort dealt to this institution. The cohort is fixed from here on.
@@ -265,8 +214,9 @@ class Member:
         rest: its dealer is named in `complaints` and nothing of it will be opened here.
 
         Args:
-            cohort: who dealt to everybody, by the coordinator's word; it goes into every mask and every signed list.
-            relayed: one share message from each of them, this institution excepted.
+            cohort: who dealt to all its shareholders, by the coordinator's word; it goes into every mask and every
+                signed list.
+            relayed: one share message from each of them that has this institution for a shareholder.
             encryption_key: where a sum is encrypted (`security.ckks`).
 
         Raises:
@@ -278,53 +228,31 @@ class Member:
         if self.phase is MemberPhase.ACCEPTED and members == self._cohort:
             return
         after = self._after(MemberStep.ACCEPT)
-        if not members <= set(self._keys):
+        meeting, graph = self._met()
+        if not members <= graph.members:
             raise UnknownMemberError("the cohort has institutions whose keys were never shown.")
         check_members(self.attempt, members, "dealt shares")
         senders = [s.signer for s in relayed]
-        if sorted(senders) != sorted(members - {self.name}):
-            raise UnknownMemberError("the relayed shares are not one message from each other member of the cohort.")
-        held: dict[tuple[str, PartId], _HeldShares] = {}
+        if sorted(senders) != sorted(members & self._dealers()):
+            raise UnknownMemberError("the relayed shares are not one message from each dealer of the cohort.")
+        assert self._secrets is not None
+        held: dict[tuple[str, PartId], HeldShares] = {}
         complaints: list[ProtocolError] = []
         for envelope in relayed:
             message = open_signed(self.attempt, envelope, derive.TAG_SHARES, ShareMessage.decode)
-            if message.receiver != self.name or message.keys_digest != self._keys_digest:
+            if message.receiver != self.name or message.keys_digest != meeting.agreed:
                 raise WrongContextError(
                     f"shares of {message.sender!r} are for somebody else, or for other keys than were shown here.",
                     remedy="The coordinator showed institutions different keys.",
                     place=message.sender,
                 )
             try:
-                held |= self._unseal(message)
+                share_key = self._secrets.share_key
+                held |= open_boxes(self.attempt, self.name, share_key, meeting.keys[message.sender].share_key, message)
             except (BadShareError, MalformedMessageError) as error:
                 complaints.append(error)
-        assert self._secrets is not None
         self._secrets.held.update(held)
         self.complaints, self._cohort, self.phase = tuple(complaints), members, after
-
-    def _unseal(self, message: ShareMessage) -> dict[tuple[str, PartId], _HeldShares]:
-        assert self._secrets is not None
-        dealer = message.sender
-        expected = [(s, p.name) for s, p in self.attempt.keyed_parts(dealer)] if self.attempt.masked else []
-        if [(s.sum, s.part) for s in message.shares] != expected:
-            raise MalformedMessageError(f"{dealer!r} did not deal its parts in plan order.", culprits=(dealer,))
-        shared = agree(self._secrets.share_key, self._keys[dealer].share_key, dealer)
-        held: dict[tuple[str, PartId], _HeldShares] = {}
-        for s in message.shares:
-            info = share_info(self.attempt, s.sum, s.part, dealer, self.name, self._keys_digest)
-            try:
-                opened = AESGCM(derive.derive_key(shared, info)).decrypt(_NONCE, s.box, info)
-            except InvalidTag:
-                raise BadShareError(f"a share of {dealer!r} does not open.", culprits=(dealer,)) from None
-            seed, mask_key = opened[: shares.SHARE_BYTES], opened[shares.SHARE_BYTES :]
-            commitments = (
-                share_commitment(self.attempt, "seed", s.sum, s.part, dealer, self.name, seed),
-                share_commitment(self.attempt, "mask-key", s.sum, s.part, dealer, self.name, mask_key),
-            )
-            if commitments != (s.seed_share_commitment, s.key_share_commitment):
-                raise BadShareError(f"a share of {dealer!r} is not what it committed to.", culprits=(dealer,))
-            held[dealer, (s.sum, s.part)] = _HeldShares(seed, mask_key)
-        return held
 
     # -- phases 3 to 5, once per sum ----------------------------------------------------------------------------
 
@@ -405,8 +333,11 @@ class Member:
         secrets = self._secrets.parts[current.name, part.name]
         where = (self.attempt, current.name, part.name, self.name)
         keys = [SignedKey(1, self_mask_key(*where, secrets.seed, current.transcript))]
-        for peer in sorted(part.contributors & self._cohort - {self.name}):
-            public = part_key(self._keys[peer], current.name, part.name).public_key
+        meeting, graph = self._met()
+        peers = graph.circle(part.contributors & self._cohort).neighbours(self.name)
+        meeting.check(peers)
+        for peer in sorted(peers):
+            public = part_key(meeting.keys[peer], current.name, part.name).public_key
             key = pair_mask_key(*where, secrets.mask_key, peer, public, current.transcript)
             keys.append(SignedKey(pair_sign(self.name, peer), key))
         return keys
@@ -422,7 +353,7 @@ class Member:
         Raises:
             ContradictoryListError: not an exact partition of the cohort, or a second list (rule 5).
             TranscriptError: the list's transcript is not this institution's (rule 6).
-            BelowFloorError: no part of it keeps `k_min` survivors (rule 9).
+            BelowFloorError: no part of it keeps `k_min` survivors (rule 9) whose masks hold them together (rule 10).
             DifferencingError: beside lists signed before in this round it would open too much (rule 9).
             UnprovenUploadError: somebody listed as alive did not upload for this transcript (rule 6).
         """
@@ -439,8 +370,10 @@ class Member:
         alive = frozenset(listed.alive)
         if self.name in alive and current.upload is None:
             raise ContradictoryListError("the list says that this institution is alive, but it sent nothing.")
-        opened = self._check_floors(current.name, alive)
-        check_uploads(self.attempt, listed, self._cohort, alive - {self.name})
+        opened = check_opened(
+            self.attempt, current.name, self.opened_parts(current.name, alive), alive, self._opened_cohorts
+        )
+        check_uploads(self.attempt, listed, self._cohort, alive & self._dealers())
         signed = self._sign(derive.TAG_LIST, payload)
         for quantity, cohorts in opened.items():
             self._opened_cohorts.setdefault(quantity, []).extend(cohorts)
@@ -448,40 +381,7 @@ class Member:
         return signed
 
     def _check_list(self, payload: bytes, current: CurrentSum) -> SurvivorList:
-        listed = SurvivorList.decode(payload)
-        check_context(self.attempt, listed.context, "the coordinator")
-        if listed.sum != current.name:
-            raise WrongContextError("the survivor list is of another sum.")
-        if listed.transcript != current.transcript:
-            raise TranscriptError(
-                "the survivor list is of institutions that were shown something else.",
-                remedy="The coordinator shows different keys, cohorts or models to different institutions.",
-            )
-        names = listed.alive + listed.gone
-        if len(set(names)) != len(names) or set(names) != self._cohort:
-            raise ContradictoryListError(
-                "the survivor list is not an exact partition of the cohort.",
-                remedy="An institution is both alive and gone, missing or unknown: nothing will be opened.",
-            )
-        if bool(listed.hashes) != self.attempt.sum(current.name).encrypted:
-            raise ContradictoryListError(
-                "a survivor list names the hashes of uploads if and only if they are encrypted."
-            )
-        return listed
-
-    def _check_floors(self, sum_name: str, alive: frozenset[str]) -> dict[str, list[frozenset[str]]]:
-        parts = self.attempt.opened_parts(sum_name, self._cohort, alive)
-        if not parts:
-            raise BelowFloorError(
-                f"no part of sum {sum_name!r} keeps {self.attempt.k_min} survivors.",
-                remedy="Wait for a round with more institutions.",
-            )
-        opened: dict[str, list[frozenset[str]]] = {}
-        for part in parts:
-            opened.setdefault(part.quantity or f"{sum_name}/{part.name}", []).append(part.contributors & alive)
-        for quantity, cohorts in opened.items():
-            check_no_differencing(quantity, [*self._opened_cohorts.get(quantity, []), *cohorts], self.attempt.k_min)
-        return opened
+        return check_list(self.attempt, payload, current.name, current.transcript, self._cohort)
 
     def open(self, signatures: Sequence[Signed], fetch: Fetch = nothing_to_fetch) -> Signed:
         """Opens this institution's shares for the list that it signed, once `threshold` others signed it identically.
@@ -502,7 +402,7 @@ class Member:
             return current.opening
         after = self._after(MemberStep.OPEN)
         assert current.signed_payload is not None
-        check_signatures(self.attempt, current.signed_payload, signatures, frozenset(self._keys))
+        check_signatures(self.attempt, current.signed_payload, signatures, self._met()[1].members)
         listed = SurvivorList.decode(current.signed_payload)
         current.opening = self._make_opening(listed, sha256(current.signed_payload), fetch)
         self.phase = after
@@ -511,8 +411,8 @@ class Member:
     def _make_opening(self, listed: SurvivorList, list_digest: bytes, fetch: Fetch) -> Signed:
         alive = frozenset(listed.alive)
         opened: list[OpenedShare] = []
-        for part in self.attempt.opened_parts(listed.sum, self._cohort, alive) if self.attempt.masked else ():
-            for victim in sorted(part.contributors & self._cohort):
+        for part in self.opened_parts(listed.sum, alive) if self.attempt.masked else ():
+            for victim in sorted(part.contributors & self._cohort & (self._dealers() | {self.name})):
                 held = self._held(victim, (listed.sum, part.name))
                 if held is not None:
                     kind: ShareKind = "seed" if victim in alive else "mask-key"
@@ -521,15 +421,19 @@ class Member:
         message = Opening(self.attempt.context, listed.sum, self.name, list_digest, tuple(opened))
         return self._sign(derive.TAG_OPENING, message.encode())
 
-    def _held(self, victim: str, part: PartId) -> _HeldShares | None:
+    def _held(self, victim: str, part: PartId) -> HeldShares | None:
         assert self._secrets is not None
         return self._secrets.held.get((victim, part))
 
     def withdraw(self) -> None:
         """Ends the attempt here: keys, seeds, shares and masks are forgotten (rule 7)."""
         self._secrets, self._own_keys, self._current = None, None, None
-        self._keys, self._dealt = {}, {}
+        self._meeting, self._dealt = None, {}
         self.phase = MemberPhase.CLOSED
+
+    def opened_parts(self, sum_name: str, alive: frozenset[str]) -> tuple[Part, ...]:
+        """The parts of a sum that may be opened over these survivors; see `Attempt.opened_parts`."""
+        return self.attempt.opened_parts(sum_name, self._cohort, alive, self._met()[1])
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -538,6 +442,28 @@ class Member:
         if after is None:
             raise MemberMisuseError(f"cannot {step.value} in phase {self.phase.value!r}.")
         return after
+
+    @property
+    def _draws(self) -> bool:
+        return self.attempt.sparse is not None
+
+    @property
+    def _keys(self) -> Mapping[str, KeyMessage]:
+        return {} if self._meeting is None else self._meeting.keys
+
+    @property
+    def _keys_digest(self) -> bytes:
+        """Of everything that was agreed before the shares."""
+        return b"" if self._meeting is None else self._meeting.agreed
+
+    def _met(self) -> tuple[Meeting, Graph]:
+        if self._meeting is None or self._meeting.graph is None:
+            raise MemberMisuseError("no shares were dealt: there is no mask graph yet.")
+        return self._meeting, self._meeting.graph
+
+    def _dealers(self) -> frozenset[str]:
+        """Of whom this institution is a shareholder, itself left out: ties are mutual."""
+        return frozenset(self._met()[1].shareholders(self.name)) - {self.name}
 
     def _sum(self) -> CurrentSum:
         if self._current is None:

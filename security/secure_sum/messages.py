@@ -88,9 +88,13 @@ class KeyMessage:
     sender: str
     share_key: bytes
     parts: tuple[PartKey, ...]
+    graph_commitment: bytes = b""
+    """To the value that is revealed where the mask graph is drawn; empty where it is complete."""
 
     def __post_init__(self) -> None:
         require_lengths(_KEY_BYTES, "a share key", self.share_key)
+        if self.graph_commitment:
+            require_lengths(_DIGEST_BYTES, "a commitment", self.graph_commitment)
 
     def encode(self) -> bytes:
         """The payload to sign."""
@@ -102,6 +106,7 @@ class KeyMessage:
                 pb.PartKey(sum=k.sum, part=k.part, public_key=k.public_key, seed_commitment=k.seed_commitment)
                 for k in self.parts
             ],
+            graph_commitment=self.graph_commitment,
         ).SerializeToString(deterministic=True)
 
     @staticmethod
@@ -113,7 +118,7 @@ class KeyMessage:
         """
         m = parse(pb.KeyMessage(), payload)
         parts = tuple(PartKey(k.sum, k.part, k.public_key, k.seed_commitment) for k in m.parts)
-        return KeyMessage(context_from_proto(m.context), m.sender, m.share_key, parts)
+        return KeyMessage(context_from_proto(m.context), m.sender, m.share_key, parts, m.graph_commitment)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ class MemberPhase(Enum):
 
     NEW = "new"
     KEYED = "keyed"
+    REVEALED = "revealed"
     DEALT = "dealt"
     ACCEPTED = "accepted"
     READY = "ready"
@@ -24,6 +25,7 @@ class MemberStep(Enum):
     """What an institution does."""
 
     MAKE_KEYS = "make keys"
+    REVEAL = "reveal"
     DEAL = "deal shares"
     ACCEPT = "accept shares"
     ENTER = "enter a sum"
@@ -37,7 +39,9 @@ _P, _S = MemberPhase, MemberStep
 
 MEMBER: Final[dict[tuple[MemberPhase, MemberStep], MemberPhase]] = {
     (_P.NEW, _S.MAKE_KEYS): _P.KEYED,
-    (_P.KEYED, _S.DEAL): _P.DEALT,
+    (_P.KEYED, _S.DEAL): _P.DEALT,  # where the mask graph is complete
+    (_P.KEYED, _S.REVEAL): _P.REVEALED,  # where it is drawn
+    (_P.REVEALED, _S.DEAL): _P.DEALT,
     (_P.DEALT, _S.ACCEPT): _P.ACCEPTED,
     (_P.ACCEPTED, _S.ENTER): _P.READY,
     (_P.READY, _S.MASK): _P.MASKED,
@@ -56,6 +60,7 @@ class AggregatorPhase(Enum):
     """Where the coordinator stands in an attempt. `UPLOADS` to `OPENINGS` repeat for each sum."""
 
     KEYS = "keys"
+    REVEALS = "reveals"
     SHARES = "shares"
     UPLOADS = "uploads"
     SIGNATURES = "signatures"
@@ -63,11 +68,18 @@ class AggregatorPhase(Enum):
     DONE = "done"
 
 
+BEFORE_SUMS: Final = frozenset({AggregatorPhase.KEYS, AggregatorPhase.REVEALS, AggregatorPhase.SHARES})
+"""Phases that an attempt has once, before its sums."""
+
+
 class AggregatorStep(Enum):
     """What the coordinator takes or does."""
 
     TAKE_KEYS = "take a key message"
     CLOSE_KEYS = "close the keys"
+    ASK_REVEALS = "close the commitments"
+    TAKE_REVEAL = "take a revealed value"
+    CLOSE_REVEALS = "close the reveals"
     TAKE_SHARES = "take shares"
     CLOSE_SHARES = "close the shares"
     TAKE_UPLOAD = "take an upload"
@@ -82,7 +94,10 @@ _A, _T = AggregatorPhase, AggregatorStep
 
 AGGREGATOR: Final[dict[tuple[AggregatorPhase, AggregatorStep], AggregatorPhase]] = {
     (_A.KEYS, _T.TAKE_KEYS): _A.KEYS,
-    (_A.KEYS, _T.CLOSE_KEYS): _A.SHARES,
+    (_A.KEYS, _T.CLOSE_KEYS): _A.SHARES,  # where the mask graph is complete
+    (_A.KEYS, _T.ASK_REVEALS): _A.REVEALS,  # where it is drawn
+    (_A.REVEALS, _T.TAKE_REVEAL): _A.REVEALS,
+    (_A.REVEALS, _T.CLOSE_REVEALS): _A.SHARES,
     (_A.SHARES, _T.TAKE_SHARES): _A.SHARES,
     (_A.SHARES, _T.CLOSE_SHARES): _A.UPLOADS,
     (_A.UPLOADS, _T.TAKE_UPLOAD): _A.UPLOADS,

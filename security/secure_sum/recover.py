@@ -10,6 +10,7 @@ from typing import Final
 
 from security.secure_sum import shares
 from security.secure_sum.errors import BadShareError, TooFewMembersError
+from security.secure_sum.graph import Graph
 from security.secure_sum.keys import (
     mask_private_key,
     pair_mask_key,
@@ -54,6 +55,7 @@ def open_part(
     cohort: frozenset[str],
     alive: frozenset[str],
     keys: Mapping[str, KeyMessage],
+    graph: Graph,
     opened: Mapping[str, Mapping[int, bytes]],
 ) -> PartOpening:
     """The keystreams that unmask one part.
@@ -63,17 +65,19 @@ def open_part(
         sum_name: the sum of which `part` is one.
         transcript: of the sum.
         part: what is opened.
-        cohort: who masked with whom.
+        cohort: who masked.
         alive: whose uploads count.
         keys: checked key messages by institution.
+        graph: who masked with whom.
         opened: victim to shares by x-coordinate: of the seed where it is alive, of the mask key where it is gone.
 
     Raises:
-        BadShareError: no `threshold` shares give a secret that matches; the dealer is named.
-        TooFewMembersError: fewer than `threshold` shares of a secret were opened; nobody is named.
+        BadShareError: no `share_threshold` shares give a secret that matches; the dealer is named.
+        TooFewMembersError: fewer than `share_threshold` shares of a secret were opened; nobody is named.
     """
     contributors = sorted(part.contributors & cohort)
     survivors = [name for name in contributors if name in alive]
+    circle = graph.circle(part.contributors & cohort)
     keystreams: list[SignedKey] = []
     for name in contributors if attempt.masked else ():
         announced = part_key(keys[name], sum_name, part.name)
@@ -94,7 +98,9 @@ def open_part(
             partial(_mask_key_matches, where, announced),
         )
         private = mask_private_key(*where, secret)
-        for survivor in survivors:
+        for survivor in circle.neighbours(name):
+            if survivor not in alive:
+                continue
             public = part_key(keys[survivor], sum_name, part.name).public_key
             key = pair_mask_key(*where, private, survivor, public, transcript)
             # The survivor applied the mask with its own sign; take that off.
@@ -115,13 +121,14 @@ def _mask_key_matches(where: _Where, announced: PartKey, secret: bytes) -> bool:
 
 
 def _reconstruct(attempt: Attempt, dealer: str, opened: Mapping[int, bytes], matches: Callable[[bytes], bool]) -> bytes:
-    if len(opened) < attempt.threshold:
+    threshold = attempt.share_threshold
+    if len(opened) < threshold:
         # Nobody is to blame: shareholders vanished, or held no good share of this dealer.
         raise TooFewMembersError(
-            f"{len(opened)} shares of {dealer!r} were opened, and {attempt.threshold} are needed.",
+            f"{len(opened)} shares of {dealer!r} were opened, and {threshold} are needed.",
             remedy="Wait for more openings, or burn the round number.",
         )
-    for chosen in islice(_choices(sorted(opened), attempt.threshold), MAX_TRIES):
+    for chosen in islice(_choices(sorted(opened), threshold), MAX_TRIES):
         secret = shares.combine({x: opened[x] for x in chosen})
         if matches(secret):
             return secret

@@ -8,7 +8,7 @@ from typing import Literal
 
 from security.errors import ConfigurationError
 from security.secure_sum.cohorts import subtracts_below
-from security.secure_sum.graph import MAX_COMPLETE_GRAPH
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER, Graph, SparseGraph
 
 Ring = Literal[16, 32, 64]
 """Bits of a word."""
@@ -123,11 +123,13 @@ class Attempt:
     Attributes:
         context: bound into every message.
         roster: every institution of the plan, in plan order, to its 33-byte identity key. Fixes Shamir's x-coordinates.
-        threshold: t, shares that open a secret, signatures that decide a list; `2t ≥ n + max_colluders + 1` (rule 5).
+        threshold: t, signatures that decide a list, and shares that open a secret where the mask graph is complete;
+            `2t ≥ n + max_colluders + 1` (rule 5).
         max_colluders: institutions that may collude with the coordinator.
         k_min: fewest survivors whose sum may be opened; `≥ max_colluders + 2`, or 1 for science without privacy.
         sums: in the order in which they are opened.
         masked: False only for the bench's `none` backend, which policy allows on public data alone.
+        sparse: the mask graph of a roster above `MAX_COMPLETE_GRAPH`; None: complete (rule 10).
     """
 
     context: Context
@@ -137,13 +139,26 @@ class Attempt:
     k_min: int
     sums: tuple[Sum, ...]
     masked: bool = True
+    sparse: SparseGraph | None = None
 
     def __post_init__(self) -> None:
         n = len(self.roster)
-        if n > MAX_COMPLETE_GRAPH:
+        if n > MAX_ROSTER:
             raise ConfigurationError(
-                f"{n} institutions need the sparse mask graph, which is not built yet.",
-                remedy=f"Run with at most {MAX_COMPLETE_GRAPH} institutions.",
+                f"{n} institutions are more than {MAX_ROSTER}.",
+                remedy=f"Run with at most {MAX_ROSTER} institutions.",
+            )
+        if n > MAX_COMPLETE_GRAPH and self.sparse is None:
+            raise ConfigurationError(f"more than {MAX_COMPLETE_GRAPH} institutions need a sparse mask graph.")
+        if self.sparse is not None and self.sparse.share_threshold <= self.max_colluders:
+            raise ConfigurationError(
+                f"{self.sparse.share_threshold} shares open a secret, and {self.max_colluders} may collude.",
+                remedy="Choose a share threshold above max_colluders.",
+            )
+        if self.sparse is not None and self.encrypted:
+            raise ConfigurationError(
+                f"sums are encrypted for at most {MAX_COMPLETE_GRAPH} institutions.",
+                remedy="Mask them: take them out of secure_sum.ckks.",
             )
         if len(set(self.roster.values())) != n:
             raise ConfigurationError(
@@ -203,15 +218,34 @@ class Attempt:
         """What anybody uploads for a sum, in plan order."""
         return tuple(p for p in self.sum(sum_name).parts if p.there(cohort, self.k_min) is not None)
 
-    def opened_parts(self, sum_name: str, cohort: frozenset[str], alive: frozenset[str]) -> tuple[Part, ...]:
+    @property
+    def share_threshold(self) -> int:
+        """Shares that open a secret."""
+        return self.threshold if self.sparse is None else self.sparse.share_threshold
+
+    def opened_parts(
+        self, sum_name: str, cohort: frozenset[str], alive: frozenset[str], graph: Graph | None = None
+    ) -> tuple[Part, ...]:
         """The parts that may be opened, in plan order: uploaded ones that keep `k_min` survivors (rule 9).
 
-        Among parts of one quantity, one that could be subtracted from those before it stays shut as well.
+        Among parts of one quantity, one that could be subtracted from those before it stays shut as well. So does one
+        whose survivors' mask graph falls apart without some `max_colluders` of them: each piece would open by itself
+        (rule 10).
+
+        Args:
+            sum_name: the sum.
+            cohort: who masked.
+            alive: whose uploads count.
+            graph: of the attempt; needed where it is sparse.
         """
+        if graph is None and self.sparse is not None:
+            raise ValueError("what a sparse attempt opens depends on its graph")
         opened: list[Part] = []
         for part in self.sum(sum_name).parts:
             survivors = part.there(alive, self.k_min)
             if survivors is None or part.there(cohort, self.k_min) is None:
+                continue
+            if graph is not None and not graph.circle(part.contributors & cohort).holds(survivors, self.max_colluders):
                 continue
             beside = [p.contributors & alive for p in opened if part.quantity and p.quantity == part.quantity]
             if subtracts_below(self.k_min, [*beside, survivors]) is None:

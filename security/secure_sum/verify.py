@@ -42,6 +42,12 @@ def open_signed(attempt: Attempt, signed: Signed, tag: str, decode: Callable[[by
         MalformedMessageError: the payload does not parse.
         WrongContextError: it belongs to another federation, run, round, attempt or opening.
     """
+    check_signed(attempt, signed, tag)
+    return open_message(attempt, signed, tag, decode)
+
+
+def check_signed(attempt: Attempt, signed: Signed, tag: str) -> None:
+    """Raises UnknownMemberError or BadSignatureError unless a member of the roster signed this."""
     public = attempt.roster.get(signed.signer)
     if public is None:
         raise UnknownMemberError("a message is signed by somebody who is not in the plan's roster.")
@@ -50,6 +56,16 @@ def open_signed(attempt: Attempt, signed: Signed, tag: str, decode: Callable[[by
     except ProtocolError as error:
         error.place = f"signed as {signed.signer!r}"  # by whom, nobody knows: no culprit is named without proof
         raise
+
+
+def open_message(attempt: Attempt, signed: Signed, tag: str, decode: Callable[[bytes], M]) -> M:
+    """`open_signed` for a message whose signature is checked later, by its `tag`; it proves nothing until then.
+
+    Raises:
+        As `open_signed`, but for the signature.
+    """
+    if signed.signer not in attempt.roster:
+        raise UnknownMemberError("a message is signed by somebody who is not in the plan's roster.")
     message = decode(signed.payload)
     check_context(attempt, message.context, signed.signer)
     if getattr(message, "sender", signed.signer) != signed.signer:
@@ -77,6 +93,11 @@ def check_keys(attempt: Attempt, message: KeyMessage) -> None:
         raise MalformedMessageError(
             "a key message is not for its sender's parts in plan order.", culprits=(message.sender,)
         )
+    if bool(message.graph_commitment) != (attempt.sparse is not None):
+        raise MalformedMessageError(
+            "a key message commits to a value of the mask graph exactly where that is drawn.",
+            culprits=(message.sender,),
+        )
     public = [k.public_key for k in message.parts] + [message.share_key]
     if len(set(public)) != len(public):
         raise MalformedMessageError("a key message uses one key twice.", culprits=(message.sender,))
@@ -99,14 +120,38 @@ def check_members(attempt: Attempt, members: Iterable[str], what: str) -> None:
         )
 
 
+class DistinctKeys:
+    """The public keys seen so far: one that two members show was copied by one of them, who cannot be told."""
+
+    def __init__(self) -> None:
+        self._owners: dict[bytes, str] = {}
+
+    def add(self, name: str, message: KeyMessage) -> None:
+        """Takes a member's keys.
+
+        Raises:
+            TamperedKeysError: another member shows one of them; nothing was taken.
+        """
+        public = (message.share_key, *(k.public_key for k in message.parts))
+        for key in public:
+            if self._owners.get(key, name) != name:
+                raise TamperedKeysError(f"{self._owners[key]!r} and {name!r} show the same public key.")
+        self._owners.update(dict.fromkeys(public, name))
+
+
 def check_distinct_keys(keys: Mapping[str, KeyMessage]) -> None:
-    """Raises TamperedKeysError if two members show the same public key: one copied the other, who cannot be told."""
-    seen: dict[bytes, str] = {}
+    """Raises TamperedKeysError if two members show the same public key."""
+    seen = DistinctKeys()
     for name, message in keys.items():
-        for public in (message.share_key, *(k.public_key for k in message.parts)):
-            if public in seen:
-                raise TamperedKeysError(f"{seen[public]!r} and {name!r} show the same public key.")
-            seen[public] = name
+        seen.add(name, message)
+
+
+def upload_lengths(attempt: Attempt, sum_name: str, cohort: frozenset[str]) -> dict[str, int]:
+    """Bytes that each member of a cohort uploads for a sum; whoever uploads nothing is left out."""
+    lengths: Counter[str] = Counter()
+    for part in attempt.sent_parts(sum_name, cohort):
+        lengths.update(dict.fromkeys(part.contributors & cohort, part.sent_bytes))
+    return dict(lengths)
 
 
 def check_uploads(attempt: Attempt, listed: SurvivorList, cohort: frozenset[str], whose: Collection[str]) -> None:
@@ -115,14 +160,12 @@ def check_uploads(attempt: Attempt, listed: SurvivorList, cohort: frozenset[str]
     What is opened of the living takes off every mask but those between two of them. Whoever was shown another cohort
     masked with others: all its masks would come off, if the list could count it as alive.
     """
-    lengths: Counter[str] = Counter()
-    for part in attempt.sent_parts(listed.sum, cohort):
-        lengths.update(dict.fromkeys(part.contributors & cohort, part.sent_bytes))
+    lengths = upload_lengths(attempt, listed.sum, cohort)
     hashes = listed.hashes or (b"",) * len(listed.alive)
     for name, signature, sha in zip(listed.alive, listed.uploads, hashes, strict=True):
         if name not in whose:
             continue
-        header = UploadHeader(attempt.context, listed.sum, name, listed.transcript, lengths[name], sha)
+        header = UploadHeader(attempt.context, listed.sum, name, listed.transcript, lengths.get(name, 0), sha)
         try:
             verify(attempt.roster[name], derive.TAG_UPLOAD, header.encode(), signature)
         except ProtocolError:

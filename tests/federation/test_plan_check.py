@@ -168,7 +168,7 @@ BAD = [
         "'mrna' occurs twice",
     ),
     Bad("no-modality-held", lambda: institution(modalities=()), "institutions[1].modalities", "holds no modality"),
-    Bad("too-many-institutions", lambda: roster(101, secure_sum={"threshold": 60}), "institutions", "101 instit"),
+    Bad("too-many-institutions", lambda: roster(1001, secure_sum={"threshold": 600}), "institutions", "1001 instit"),
     Bad(
         "one-institution-under-masks",
         lambda: roster(1, secure_sum={"threshold": 1, "max_colluders": 0, "k_min": 1}),
@@ -198,6 +198,12 @@ BAD = [
         lambda: example_plan(secure_sum={"coordinator_colludes": False}),
         "secure_sum.coordinator_colludes",
         "nothing is encrypted",
+    ),
+    Bad(
+        "encrypted-for-too-many",
+        lambda: example_plan(101, secure_sum={"ckks": ("means",), "coordinator_colludes": False, "threshold": 60}),
+        "secure_sum.ckks",
+        "at most 100 institutions",
     ),
     Bad("encrypted-twice", lambda: encrypting("means", "means"), "secure_sum.ckks[1]", "'means' occurs twice"),
     Bad("the-rest-in-clear", lambda: encrypting("means", backend="none"), "secure_sum.ckks", "in clear"),

@@ -264,7 +264,7 @@ WRONG = [
         "missing-key-of-a-table",
         "threshold = 3\n",
         "k_min = 3\n",
-        "[secure_sum] threshold: this field is missing. Remedy: Write it: t: shares that open a secret",
+        "[secure_sum] threshold: this field is missing. Remedy: Write it: t: signatures that decide a survivor list",
         "[secure_sum]",
     ),
     Wrong(

@@ -112,9 +112,12 @@ class KeyMessage(_message.Message):
     SENDER_FIELD_NUMBER: _builtins.int
     SHARE_KEY_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    GRAPH_COMMITMENT_FIELD_NUMBER: _builtins.int
     sender: _builtins.str
     share_key: _builtins.bytes
     """X25519, for sealing shares to this sender."""
+    graph_commitment: _builtins.bytes
+    """Commitment to the sender's value of the mask graph's order; empty where the graph is complete."""
     @_builtins.property
     def context(self) -> Global___SumContext: ...
     @_builtins.property
@@ -126,14 +129,41 @@ class KeyMessage(_message.Message):
         sender: _builtins.str = ...,
         share_key: _builtins.bytes = ...,
         parts: _abc.Iterable[Global___PartKey] | None = ...,
+        graph_commitment: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "parts", b"parts", "sender", b"sender", "share_key", b"share_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "graph_commitment", b"graph_commitment", "parts", b"parts", "sender", b"sender", "share_key", b"share_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyMessage: _TypeAlias = KeyMessage  # noqa: Y015
+
+@_typing.final
+class Reveal(_message.Message):
+    """Between phases 1 and 2, where the mask graph is drawn: the value that its sender committed to, 32 bytes. It needs no
+    signature, the commitment has one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENDER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    sender: _builtins.str
+    value: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        sender: _builtins.str = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reveal: _TypeAlias = Reveal  # noqa: Y015
 
 @_typing.final
 class PartKey(_message.Message):
@@ -178,7 +208,7 @@ class ShareMessage(_message.Message):
     sender: _builtins.str
     receiver: _builtins.str
     keys_digest: _builtins.bytes
-    """Digest of the key messages that the sender saw."""
+    """Digest of the key messages, and where the mask graph is drawn of the revealed values, that the sender saw."""
     @_builtins.property
     def context(self) -> Global___SumContext: ...
     @_builtins.property
@@ -545,6 +575,8 @@ class JournalEntry(_message.Message):
     DECIDE_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
     CLOSE_SUM_FIELD_NUMBER: _builtins.int
+    REVEAL_FIELD_NUMBER: _builtins.int
+    CLOSE_REVEALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> Global___SignedMessage: ...
     @_builtins.property
@@ -571,6 +603,10 @@ class JournalEntry(_message.Message):
 
     @_builtins.property
     def close_sum(self) -> Global___CloseSum: ...
+    @_builtins.property
+    def reveal(self) -> Global___Reveal: ...
+    @_builtins.property
+    def close_reveals(self) -> Global___CloseReveals: ...
     def __init__(
         self,
         *,
@@ -585,12 +621,14 @@ class JournalEntry(_message.Message):
         decide: Global___Decide | None = ...,
         opening: Global___SignedMessage | None = ...,
         close_sum: Global___CloseSum | None = ...,
+        reveal: Global___Reveal | None = ...,
+        close_reveals: Global___CloseReveals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_reveals", b"close_reveals", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_reveals", b"close_reveals", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "begin_sum", "upload", "close_uploads", "signature", "decide", "opening", "close_sum"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "begin_sum", "upload", "close_uploads", "signature", "decide", "opening", "close_sum", "reveal", "close_reveals"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -610,6 +648,21 @@ class CloseKeys(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseKeys: _TypeAlias = CloseKeys  # noqa: Y015
+
+@_typing.final
+class CloseReveals(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseReveals: _TypeAlias = CloseReveals  # noqa: Y015
 
 @_typing.final
 class DealtShares(_message.Message):

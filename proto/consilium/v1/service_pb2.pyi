@@ -171,6 +171,7 @@ class Directive(_message.Message):
     OPEN_SHARES_FIELD_NUMBER: _builtins.int
     SIT_OUT_FIELD_NUMBER: _builtins.int
     RUN_ENDED_FIELD_NUMBER: _builtins.int
+    REVEAL_VALUE_FIELD_NUMBER: _builtins.int
     serial: _builtins.int
     """Changes whenever the directive does, and after every restart of the coordinator."""
     @_builtins.property
@@ -189,6 +190,8 @@ class Directive(_message.Message):
     def sit_out(self) -> Global___SitOut: ...
     @_builtins.property
     def run_ended(self) -> Global___RunEnded: ...
+    @_builtins.property
+    def reveal_value(self) -> Global___RevealValue: ...
     def __init__(
         self,
         *,
@@ -201,12 +204,13 @@ class Directive(_message.Message):
         open_shares: Global___OpenShares | None = ...,
         sit_out: Global___SitOut | None = ...,
         run_ended: Global___RunEnded | None = ...,
+        reveal_value: Global___RevealValue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["contribute", b"contribute", "deal_shares", b"deal_shares", "kind", b"kind", "make_keys", b"make_keys", "open_shares", b"open_shares", "run_ended", b"run_ended", "sign_list", b"sign_list", "sit_out", b"sit_out", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contribute", b"contribute", "deal_shares", b"deal_shares", "kind", b"kind", "make_keys", b"make_keys", "open_shares", b"open_shares", "reveal_value", b"reveal_value", "run_ended", b"run_ended", "sign_list", b"sign_list", "sit_out", b"sit_out", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contribute", b"contribute", "deal_shares", b"deal_shares", "kind", b"kind", "make_keys", b"make_keys", "open_shares", b"open_shares", "run_ended", b"run_ended", "serial", b"serial", "sign_list", b"sign_list", "sit_out", b"sit_out", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contribute", b"contribute", "deal_shares", b"deal_shares", "kind", b"kind", "make_keys", b"make_keys", "open_shares", b"open_shares", "reveal_value", b"reveal_value", "run_ended", b"run_ended", "serial", b"serial", "sign_list", b"sign_list", "sit_out", b"sit_out", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["wait", "make_keys", "deal_shares", "contribute", "sign_list", "open_shares", "sit_out", "run_ended"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["wait", "make_keys", "deal_shares", "contribute", "sign_list", "open_shares", "sit_out", "run_ended", "reveal_value"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -259,8 +263,8 @@ class MakeKeys(_message.Message):
 Global___MakeKeys: _TypeAlias = MakeKeys  # noqa: Y015
 
 @_typing.final
-class DealShares(_message.Message):
-    """All key messages of the attempt."""
+class RevealValue(_message.Message):
+    """Above the complete mask graph: all key messages of the attempt. Answered by the value that was committed to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -275,6 +279,32 @@ class DealShares(_message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevealValue: _TypeAlias = RevealValue  # noqa: Y015
+
+@_typing.final
+class DealShares(_message.Message):
+    """All key messages of the attempt; or, where they were shown before a value was revealed, all revealed values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    REVEALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[_secure_sum_pb2.SignedMessage]: ...
+    @_builtins.property
+    def reveals(self) -> _containers.RepeatedCompositeFieldContainer[_secure_sum_pb2.Reveal]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_secure_sum_pb2.SignedMessage] | None = ...,
+        reveals: _abc.Iterable[_secure_sum_pb2.Reveal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "reveals", b"reveals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +460,7 @@ class SubmitRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
     WITHDRAWAL_FIELD_NUMBER: _builtins.int
+    REVEAL_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     run: _builtins.bytes
@@ -451,6 +482,8 @@ class SubmitRequest(_message.Message):
     def withdrawal(self) -> Global___Withdrawal:
         """This institution cannot go on with the attempt, and why (a code)."""
 
+    @_builtins.property
+    def reveal(self) -> _secure_sum_pb2.Reveal: ...
     def __init__(
         self,
         *,
@@ -460,14 +493,15 @@ class SubmitRequest(_message.Message):
         signature: _secure_sum_pb2.SignedMessage | None = ...,
         opening: _secure_sum_pb2.SignedMessage | None = ...,
         withdrawal: Global___Withdrawal | None = ...,
+        reveal: _secure_sum_pb2.Reveal | None = ...,
         known: _builtins.int = ...,
         wait_seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "message", b"message", "opening", b"opening", "shares", b"shares", "signature", b"signature", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "message", b"message", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "known", b"known", "message", b"message", "opening", b"opening", "run", b"run", "shares", b"shares", "signature", b"signature", "wait_seconds", b"wait_seconds", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "known", b"known", "message", b"message", "opening", b"opening", "reveal", b"reveal", "run", b"run", "shares", b"shares", "signature", b"signature", "wait_seconds", b"wait_seconds", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["keys", "shares", "signature", "opening", "withdrawal"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["keys", "shares", "signature", "opening", "withdrawal", "reveal"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -33,7 +33,6 @@ class Adversary:
         self.colluders = frozenset(colluders)
         self._shares: dict[Secret, dict[int, bytes]] = {}
         self._derived: dict[tuple[str, str], tuple[dict[str, bytes], dict[str, X25519PrivateKey]]] = {}
-        self._x = {name: x + 1 for x, name in enumerate(world.attempt.roster)}
         self.keys: dict[str, KeyMessage] = {n: KeyMessage.decode(s.payload) for n, s in world.aggregator.keys.items()}
         for name in self.colluders:
             self._corrupt(world[name])
@@ -48,7 +47,9 @@ class Adversary:
 
     def add(self, secret: Secret, holder: str, share: bytes) -> None:
         """Takes one share, however it was come by."""
-        self._shares.setdefault(secret, {})[self._x[holder]] = share
+        graph = self.world.aggregator.graph
+        assert graph is not None
+        self._shares.setdefault(secret, {})[graph.shareholders(secret[3])[holder]] = share
         self._derived.clear()
 
     def hear(self, openings: Iterable[Signed]) -> Adversary:
@@ -61,7 +62,7 @@ class Adversary:
 
     def secrets(self) -> dict[Secret, bytes]:
         """Every secret that `threshold` gathered shares give, and the colluders' own."""
-        t = self.world.attempt.threshold
+        t = self.world.attempt.share_threshold
         found = {
             secret: shares.combine(dict(sorted(held.items())[:t]))
             for secret, held in self._shares.items()
@@ -122,6 +123,8 @@ class Adversary:
         total = np.zeros(p.length, dtype=word_type(p.ring))
         seeds, private = self.seeds(sum_name, part_name), self.mask_keys(sum_name, part_name)
         taken: list[SignedKey] = []
+        graph = world.aggregator.graph
+        assert graph is not None
         for name in who:
             at = world.offset(sum_name, name, p)
             total += np.frombuffer(world.uploads[sum_name, name][at : at + p.bytes], dtype=total.dtype)
@@ -129,7 +132,8 @@ class Adversary:
             where = (attempt, sum_name, part_name, name)
             if name in seeds:
                 taken.append(SignedKey(-1, self_mask_key(*where, seeds[name], transcript)))
-            for peer in sorted(p.contributors & set((cohorts or {}).get(name, world.aggregator.cohort)) - {name}):
+            masked = p.contributors & frozenset((cohorts or {}).get(name, world.aggregator.cohort))
+            for peer in graph.circle(masked).neighbours(name):
                 sign: Literal[1, -1] = -1 if pair_sign(name, peer) > 0 else 1
                 mine, theirs = self._announced(name, sum_name, part_name), self._announced(peer, sum_name, part_name)
                 assert mine is not None

@@ -7,9 +7,10 @@ them all with a schedule of absences.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -20,19 +21,25 @@ from security.privacy.randomness import SeededRandomness
 from security.secure_sum import derive
 from security.secure_sum.aggregator import Aggregator
 from security.secure_sum.fold import fold
+from security.secure_sum.graph import SparseGraph
 from security.secure_sum.masks import word_type
 from security.secure_sum.member import Member
 from security.secure_sum.messages import Signed, SurvivorList
+from security.secure_sum.phases import AggregatorPhase, MemberPhase
 from security.secure_sum.spec import Attempt, Context, Part, Ring, Sum
 from security.secure_sum.upload import ArrayWords, Upload
 from security.signing import IdentityKey
 
 Words = npt.NDArray[Any]
 Absences = Collection[tuple[str, str]]
-"""(institution, step) that it misses; steps are `keys`, `shares`, `accept` and `<sum>/upload|sign|open`."""
+"""(institution, step) that it misses; steps are `keys`, `reveals`, `shares`, `accept` and `<sum>/upload|sign|open`."""
 
 NAMES: Final = ("north", "south", "east", "west", "upper", "lower", "inner", "outer", "middle")
 """Not in alphabetical order, so that the plan's order and the sorted one are never confused."""
+
+
+DRAWN = False
+"""Whether attempts draw their mask graph where a test does not say; see conftest.py."""
 
 
 @cache
@@ -67,6 +74,7 @@ def make_attempt(
     k_min: int | None = None,
     at: Context | None = None,
     masked: bool = True,
+    sparse: SparseGraph | None = None,
 ) -> Attempt:
     """An attempt over `names`; by default sums A (32 bit) and B (64 bit), one part each over everybody."""
     return Attempt(
@@ -79,6 +87,7 @@ def make_attempt(
         if sums is not None
         else (Sum("A", (part("encoder/mrna", names),)), Sum("B", (part("loss/mrna", names, ring=64, length=3),))),
         masked=masked,
+        sparse=sparse or (SparseGraph(4, max(2, max_colluders + 1), complete_up_to=4) if DRAWN else None),
     )
 
 
@@ -144,10 +153,40 @@ class World:
         self.order.shuffle(relayed)
         return relayed
 
+    def reveal(self, relayed: Sequence[Signed], names: Iterable[str] | None = None) -> None:
+        """Where the mask graph is drawn: everybody in `names` reveals; the aggregator draws it."""
+        if self.attempt.sparse is None:
+            return
+        for name in self.deliveries(self.aggregator.keys if names is None else names):
+            late = self[name].phase is not MemberPhase.KEYED  # it was shown something else before
+            value = self.own_values([name])[name] if late else self[name].reveal(relayed)
+            self.aggregator.take_reveal(name, value)
+        self.aggregator.close_reveals()
+
+    def dealt(self, name: str, relayed: Sequence[Signed]) -> Mapping[str, Signed]:
+        """What one institution deals once it was shown these keys, over whichever graph."""
+        if self.attempt.sparse is None:
+            return self[name].deal(relayed)
+        if self[name].phase is MemberPhase.KEYED:
+            self[name].reveal(relayed)
+        found = self.aggregator.graph is not None
+        return self[name].deal_around(self.aggregator.reveals if found else self.own_values(s.signer for s in relayed))
+
+    def meets(self, name: str) -> Callable[[Sequence[Signed]], object]:
+        """The step in which an institution looks at the others' keys."""
+        return self[name].deal if self.attempt.sparse is None else self[name].reveal
+
+    def own_values(self, names: Iterable[str]) -> dict[str, bytes]:
+        """What everybody will reveal."""
+        secrets = {name: self[name]._secrets for name in names}
+        return {name: held.reveal for name, held in secrets.items() if held is not None}
+
     def deal(self, relayed: Sequence[Signed], names: Iterable[str] | None = None) -> None:
         """Everybody in `names` deals; the aggregator fixes the cohort."""
-        for name in self.deliveries(self.aggregator.keys if names is None else names):
-            self.aggregator.take_shares(name, self[name].deal(relayed).values())
+        if self.aggregator.phase is AggregatorPhase.REVEALS:
+            self.reveal(relayed)
+        for name in self.deliveries(self.aggregator.members if names is None else names):
+            self.aggregator.take_shares(name, self.dealt(name, relayed).values())
         self.aggregator.close_shares()
 
     def accept(self, names: Iterable[str] | None = None) -> None:
@@ -213,7 +252,7 @@ class World:
         """The transcript of a sum that consumed what `enter` says by default."""
         return derive.transcript(
             self.attempt.context,
-            self.aggregator._keys_digest,
+            self.aggregator._agreed,
             self.aggregator.cohort,
             sum_name,
             sum_name.encode() if consumed is None else consumed,
@@ -277,6 +316,22 @@ class World:
                 position += p.bytes
         raise AssertionError(wanted.name)
 
+    def tied(self, contributors: frozenset[str], lives: Collection[str]) -> bool:
+        """Whether the living stay connected by masks, whichever `max_colluders` of them are taken out; by trying."""
+        sparse = self.attempt.sparse
+        if sparse is None or len(contributors) <= max(sparse.complete_up_to, sparse.neighbours + 1):
+            return True
+        graph = self.aggregator.graph
+        assert graph is not None
+        circle = [name for name in graph.circle(self.aggregator.members).order if name in contributors]
+        near = {*range(1, sparse.neighbours // 2 + 1)} | {-x for x in range(1, sparse.neighbours // 2 + 1)}
+        tied = {n: {circle[(x + d) % len(circle)] for d in near} for x, n in enumerate(circle)}
+        return all(
+            _connected(set(lives) - set(out), tied)
+            for size in range(self.attempt.max_colluders + 1)
+            for out in combinations(sorted(lives), size)
+        )
+
     def plain(self, sum_name: str, part_name: str, who: Iterable[str]) -> bytes:
         """The plaintext ring sum of `who`, little-endian."""
         p = self.attempt.sum(sum_name).part(part_name)
@@ -286,13 +341,26 @@ class World:
         return total.tobytes()
 
     def expected(self, sum_name: str, alive: Collection[str]) -> dict[str, bytes]:
-        """What must open, from the rules alone: parts with `k_min` contributors in the cohort and among the living."""
+        """What must open, from the rules alone.
+
+        Parts with `k_min` contributors in the cohort and among the living, whose masks hold the living together.
+        """
         found: dict[str, bytes] = {}
         for p in self.attempt.sum(sum_name).parts:
             dealt, lives = p.contributors & self.aggregator.cohort, p.contributors & set(alive)
-            if len(dealt) >= self.attempt.k_min and len(lives) >= self.attempt.k_min:
+            if len(dealt) >= self.attempt.k_min and len(lives) >= self.attempt.k_min and self.tied(dealt, lives):
                 found[p.name] = self.plain(sum_name, p.name, lives)
         return found
+
+
+def _connected(alive: set[str], tied: Mapping[str, set[str]]) -> bool:
+    rest = set(alive)
+    walk = [rest.pop()] if rest else []
+    while walk:
+        near = rest & tied[walk.pop()]
+        rest -= near
+        walk += near
+    return not rest
 
 
 @dataclass(frozen=True)
@@ -318,8 +386,10 @@ def run(world: World, absent: Absences = (), threads: int = 2) -> Outcome:
     step = "keys"
     try:
         relayed = world.send_keys(here("keys", world.members))
+        step = "reveals"
+        world.reveal(relayed, here("reveals", world.aggregator.keys))
         step = "shares"
-        world.deal(relayed, here("shares", world.aggregator.keys))
+        world.deal(relayed, here("shares", world.aggregator.members))
         step = "accept"
         accepted = here("accept", sorted(world.aggregator.cohort))
         world.accept(accepted)
@@ -350,6 +420,10 @@ def predicted(world: World, absent: Absences) -> tuple[dict[str, frozenset[str]]
     keyed = {n for n in attempt.roster if (n, "keys") not in missing}
     if len(keyed) < t:
         return {}, "keys"
+    if attempt.sparse is not None:
+        keyed = {n for n in keyed if (n, "reveals") not in missing}
+        if len(keyed) < t:
+            return {}, "reveals"
     cohort = {n for n in keyed if (n, "shares") not in missing}
     if len(cohort) < t:
         return {}, "shares"
@@ -360,12 +434,25 @@ def predicted(world: World, absent: Absences) -> tuple[dict[str, frozenset[str]]
         lives = frozenset(
             n for n in there if (n, f"{s.name}/upload") not in missing and any(n in p.contributors for p in uploading)
         )
-        if not any(len(p.contributors & lives) >= k for p in uploading):
+        here = [(p, p.contributors & cohort, p.contributors & lives) for p in uploading]
+        opened = [p for p, masked, left in here if len(left) >= k and world.tied(masked, left)]
+        if not opened:
             return alive, f"{s.name}/upload"
         signers = {n for n in there if (n, f"{s.name}/sign") not in missing}
         if len(signers) < t:
             return alive, f"{s.name}/sign"
-        if len([n for n in signers if (n, f"{s.name}/open") not in missing]) < t:
+        openers = {n for n in signers if (n, f"{s.name}/open") not in missing}
+        if attempt.sparse is None:
+            enough = len(openers) >= t
+        else:
+            graph = world.aggregator.graph
+            assert graph is not None
+            enough = all(
+                len(openers & set(graph.shareholders(victim))) >= attempt.share_threshold
+                for p in opened
+                for victim in p.contributors & cohort
+            )
+        if not enough:
             return alive, f"{s.name}/open"
         alive[s.name] = lives
     return alive, "done"
@@ -382,8 +469,7 @@ def member_state(member: Member) -> tuple[Any, ...]:
         member.cohort,
         member.complaints,
         member._own_keys,
-        dict(member._keys),
-        member._keys_digest,
+        None if member._meeting is None else (dict(member._meeting.keys), member._meeting.agreed, id(member._meeting)),
         dict(member._dealt),
         {q: list(c) for q, c in member._opened_cohorts.items()},
         None if secrets is None else (id(secrets), {k: (v.seed, v.mask_key) for k, v in secrets.held.items()}),
@@ -409,10 +495,13 @@ def aggregator_state(aggregator: Aggregator) -> tuple[Any, ...]:
         {k: dict(v) for k, v in aggregator.shares.items()},
         aggregator.cohort,
         tuple(aggregator.finished),
+        dict(aggregator.reveals),
+        None if aggregator.graph is None else aggregator.graph.circle(aggregator.graph.members).order,
         aggregator._keys_digest,
+        aggregator._agreed,
         dict(aggregator._share_messages),
         (c.name, c.transcript, dict(c.headers), set(c.completed), c.payload, c.alive),
-        (dict(c.signatures), dict(c.openings), dict(c.opened)),
+        (dict(c.signatures), dict(c.openings), dict(c.opened), dict(c.lacking)),
     )
 
 

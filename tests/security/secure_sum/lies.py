@@ -61,8 +61,9 @@ def ready(attempt: Attempt | None = None, seed: int = 0) -> World:
 
 def spoil(world: World, relayed: list[Signed], dealer: str, receivers: Iterable[str]) -> None:
     """Everybody deals, and `dealer` seals garbage for `receivers`."""
-    for name in world.aggregator.keys:
-        messages = dict(world[name].deal(relayed))
+    world.reveal(relayed)
+    for name in world.aggregator.members:
+        messages = dict(world.dealt(name, relayed))
         if name == dealer:
             for receiver in receivers:
                 true = ShareMessage.decode(messages[receiver].payload)

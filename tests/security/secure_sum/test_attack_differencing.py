@@ -31,6 +31,8 @@ from tests.security.secure_sum.lies import (
     ready,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 
 class TestRule9FloorsAndDifferencing:
     def test_a_list_below_the_floor_is_not_signed(self) -> None:

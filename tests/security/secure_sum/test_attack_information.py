@@ -42,6 +42,8 @@ from tests.security.secure_sum.lies import (
     with_keys,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 
 class TestRules1To3ExactAndAddressable:
     """The arithmetic is in test_exactness.py; here is what a wrong caller or coordinator may not get past."""
@@ -94,6 +96,7 @@ class TestHonestInformation:
         world.upload_all("A")
         assert Adversary(world, FIVE[1:]).reads() == {("A", "encoder/mrna", frozenset({"north"}))}
 
+    @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_max_colluders_two_of_nine(self) -> None:
         attempt = make_attempt(NAMES, max_colluders=2, threshold=6, sums=[Sum("A", (part("x", NAMES[:5]),))])
         world = ready(attempt)
@@ -148,7 +151,7 @@ class TestRule4OwnKeysPerSumAndPart:
         error = refuses(MalformedMessageError, world.aggregator.take_keys, lazy)
         assert error.culprits == (COLLUDER,)
         relayed = [world[n].make_keys() for n in HONEST] + [lazy]
-        error = refuses(MalformedMessageError, world["north"].deal, relayed)
+        error = refuses(MalformedMessageError, world.meets("north"), relayed)
         assert error.culprits == (COLLUDER,)
 
     def test_a_part_that_fell_below_the_floor_stays_shut_though_others_open(self) -> None:

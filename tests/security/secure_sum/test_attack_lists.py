@@ -39,6 +39,8 @@ from tests.security.secure_sum.lies import (
     spoil,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 
 class TestRule5SurvivorLists:
     def test_an_institution_both_alive_and_gone_opens_nothing(self) -> None:
@@ -70,6 +72,7 @@ class TestRule5SurvivorLists:
         assert "south" not in adversary.seeds("A", "encoder/mrna")
         reads_only_agreed(world, adversary, [("A", "encoder/mrna")])
 
+    @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_seed_or_mask_key_of_a_victim_never_both(self) -> None:
         world = ready()
         world["south"].enter("A", b"A")  # a shareholder still, but it has sent nothing
@@ -197,6 +200,7 @@ class TestRule5SurvivorLists:
             world.aggregator.take_opening(world[name].open(signatures))
         assert world.finish_sum("A") == world.expected("A", FIVE)
 
+    @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_shares_of_the_other_kind_or_of_strangers_are_not_taken(self) -> None:
         world = ready()
         payload = world.upload_all("A")
@@ -215,6 +219,7 @@ class TestRule5SurvivorLists:
             lie = signed(COLLUDER, derive.TAG_OPENING, replace(opening, shares=(wrong,)).encode())
             refuses(BadShareError, world.aggregator.take_opening, lie)
 
+    @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     @pytest.mark.parametrize("gone", [(), (COLLUDER,)])
     def test_wrongly_dealt_shares_are_complained_about_and_the_sum_still_opens(self, gone: tuple[str, ...]) -> None:
         """The colluder seals garbage for one shareholder: t good shares are left, so the sum opens."""
@@ -228,6 +233,7 @@ class TestRule5SurvivorLists:
         living = [n for n in NAMES if n not in gone]
         assert world.whole_sum("A", living) == world.expected("A", living)
 
+    @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_too_many_wrongly_dealt_shares_open_nothing(self) -> None:
         world = World(make_attempt(NAMES, threshold=6))
         spoil(world, world.send_keys(), COLLUDER, NAMES[:4])
@@ -283,6 +289,7 @@ class TestRule5SurvivorLists:
         error = refuses(BadShareError, world.aggregator.unmask)
         assert error.culprits == (COLLUDER,)
 
+    @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_too_few_openings_blame_nobody(self) -> None:
         world = ready()
         world.upload_all("A")

@@ -42,6 +42,8 @@ from tests.security.secure_sum.lies import (
     signed,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 
 class TestRule8OneVectorUnderOneMask:
     def test_a_retrained_vector_is_never_masked_in_the_same_attempt(self) -> None:

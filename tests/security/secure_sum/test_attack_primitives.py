@@ -29,6 +29,8 @@ from tests.security.secure_sum.lies import (
     with_keys,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 LOW_ORDER = [
     bytes(32),
     (1).to_bytes(32, "little"),
@@ -50,7 +52,7 @@ class TestRule11Primitives:
         error = refuses(MalformedMessageError, world.aggregator.take_keys, bad)
         assert error.culprits == (COLLUDER,)
         relayed = [*(world[n].make_keys() for n in HONEST), bad]
-        error = refuses(MalformedMessageError, world["north"].deal, relayed)
+        error = refuses(MalformedMessageError, world.meets("north"), relayed)
         assert error.culprits == (COLLUDER,)
 
     def test_a_second_encoding_of_another_s_key_is_refused(self) -> None:
@@ -78,7 +80,7 @@ class TestRule11Primitives:
             lie = signed(COLLUDER, derive.TAG_SHARES, replace(true, shares=(box, *true.shares[1:])).encode())
             twin = World(world.attempt, seed=0)
             twin_relayed = twin.send_keys()
-            twin["north"].deal(twin_relayed)
+            twin.dealt("north", twin_relayed)
             rest = [s for s in world.aggregator.shares_for("north") if s.signer != COLLUDER]
             twin["north"].accept(FIVE, [*rest, lie])
             assert [e.culprits for e in twin["north"].complaints] == [(COLLUDER,)]
@@ -92,7 +94,7 @@ class TestRule11Primitives:
         lies = (replace(first, seed_share_commitment=bytes(32)), replace(first, key_share_commitment=bytes(32)))
         for wrong in lies:
             twin = World(world.attempt, seed=0)
-            twin["north"].deal(twin.send_keys())
+            twin.dealt("north", twin.send_keys())
             lie = signed(COLLUDER, derive.TAG_SHARES, replace(true, shares=(wrong, *rest_of_it)).encode())
             rest = [s for s in world.aggregator.shares_for("north") if s.signer != COLLUDER]
             twin["north"].accept(FIVE, [*rest, lie])

@@ -31,6 +31,8 @@ from tests.security.secure_sum.lies import (
     signed,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 
 class TestRule6OneTranscript:
     def test_institutions_shown_different_models_do_not_sign_each_other_s_list(self) -> None:
@@ -93,7 +95,7 @@ class TestRule6OneTranscript:
             world.uploads["A", name] = b"".join(world.mask("A", name).chunks())
         everybody = world.list_of("A", FIVE, ())
         refuses(TranscriptError, world["south"].sign, everybody)
-        transcript = derive.transcript(world.attempt.context, world.aggregator._keys_digest, smaller, "A", b"A")
+        transcript = derive.transcript(world.attempt.context, world.aggregator._agreed, smaller, "A", b"A")
         theirs = world.list_of("A", smaller, (), transcript=transcript)
         refuses(UnprovenUploadError, world["south"].sign, theirs)
         refuses(TranscriptError, world["north"].sign, theirs)
@@ -121,7 +123,7 @@ class TestRule6OneTranscript:
             with suppress(ConsiliumError):
                 openings.append(world[name].open(signatures))
         adversary = Adversary(world, {COLLUDER}).hear(openings)
-        transcript = derive.transcript(world.attempt.context, world.aggregator._keys_digest, smaller, "A", b"A")
+        transcript = derive.transcript(world.attempt.context, world.aggregator._agreed, smaller, "A", b"A")
         assert adversary.reads({"south": transcript}, {"south": smaller}) == set()
 
     def test_an_upload_of_another_sum_or_signer_proves_nothing(self) -> None:

@@ -16,7 +16,6 @@ from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER, Circle, Gr
 from security.secure_sum.graph_bound import (
     SECURITY_BITS,
     at_most,
-    check_roster,
     lost_probability,
     neighbours_for,
     torn_probability,
@@ -169,6 +168,3 @@ class TestBound:
     def test_more_than_can_be_stood_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="dropouts"):
             neighbours_for(101, 49, Fraction(1, 2))
-        check_roster(MAX_ROSTER)
-        with pytest.raises(ConfigurationError, match="1000"):
-            check_roster(MAX_ROSTER + 1)

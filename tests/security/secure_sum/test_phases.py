@@ -33,6 +33,8 @@ from tests.security.secure_sum.harness import (
     refuses_call,
 )
 
+pytestmark = pytest.mark.usefixtures("graph")
+
 LATE_KEYS, LATE_SHARES, LATE_UPLOAD = "middle", "outer", "inner"
 KEYED = tuple(n for n in NAMES if n != LATE_KEYS)
 COHORT = tuple(n for n in KEYED if n != LATE_SHARES)
@@ -53,8 +55,10 @@ def stages(world: World, opened: list[dict[str, bytes]]) -> Iterator[list[Signed
     world.aggregator.close_keys()
     relayed = list(world.aggregator.keys.values())
     yield relayed
+    world.reveal(relayed)
+    yield relayed
     for name in COHORT:
-        world.aggregator.take_shares(name, world[name].deal(relayed).values())
+        world.aggregator.take_shares(name, world.dealt(name, relayed).values())
     yield relayed
     world.aggregator.close_shares()
     world.accept()
@@ -84,15 +88,18 @@ def finish(world: World, steps: Iterator[list[Signed]], opened: list[dict[str, b
     assert opened == [world.expected(s, UPLOADERS) for s in ("A", "B")]
 
 
-STAGES = 15
+STAGES = 16
 
 
 def test_the_stages_visit_every_phase_of_both_machines() -> None:
     world = make()
     opened: list[dict[str, bytes]] = []
     seen = {(world["north"].phase, world.aggregator.phase) for _ in stages(world, opened)}
-    assert {m for m, _ in seen} == set(MemberPhase) - {MemberPhase.CLOSED}
-    assert {a for _, a in seen} == set(AggregatorPhase)
+    drawn = world.attempt.sparse is not None
+    assert {m for m, _ in seen} == set(MemberPhase) - {MemberPhase.CLOSED} - (
+        set() if drawn else {MemberPhase.REVEALED}
+    )
+    assert {a for _, a in seen} == set(AggregatorPhase) - (set() if drawn else {AggregatorPhase.REVEALS})
     assert sum(1 for _ in stages(make(), [])) == STAGES
 
 
@@ -104,13 +111,15 @@ def fresh_member_steps(world: World, relayed: list[Signed]) -> dict[MemberStep, 
     member = world["north"]
     fewer = [s for s in relayed if s.signer != "south"]
     cohort = sorted(set(COHORT) - {"south"})
-    shares = [
-        world.aggregator.shares[n][member.name] for n in cohort if n != member.name and n in world.aggregator.shares
-    ]
+    dealt = world.aggregator.shares
+    shares = [dealt[n][member.name] for n in cohort if n in dealt and member.name in dealt[n]]
     current = member._current
     other = world.list_of(current.name if current else "A", set(COHORT) - {"east"}, {"east"})
+    reveals = {n: v for n, v in world.aggregator.reveals.items() if n != "south"}
+    drawn = world.attempt.sparse is not None
     return {
-        MemberStep.DEAL: lambda: member.deal(fewer),
+        MemberStep.REVEAL: lambda: member.reveal(fewer),
+        MemberStep.DEAL: lambda: member.deal_around(reveals) if drawn else member.deal(fewer),
         MemberStep.ACCEPT: lambda: member.accept(cohort, shares),
         MemberStep.ENTER: lambda: member.enter("B", b"B"),
         MemberStep.MASK: lambda: member.mask({}),
@@ -155,7 +164,7 @@ def test_a_withdrawn_member_can_do_nothing_any_more(stage: int) -> None:
     member.withdraw()
     assert member.phase is MemberPhase.CLOSED
     calls[MemberStep.MAKE_KEYS] = member.make_keys
-    calls[MemberStep.DEAL] = lambda: member.deal(relayed)
+    calls[MemberStep.DEAL] = lambda: world.dealt("north", relayed)
     if payload is not None:
         calls[MemberStep.SIGN] = lambda: member.sign(payload)
     for call in calls.values():
@@ -174,8 +183,11 @@ def test_a_repeated_step_of_a_member_gives_the_same_bytes_in_every_later_phase()
         assert said["keys"] == member.make_keys()
         if member.phase is MemberPhase.KEYED:
             continue
-        said.setdefault("deal", dict(member.deal(relayed)))
-        assert dict(member.deal(list(reversed(relayed)))) == said["deal"]
+        if member.phase is MemberPhase.REVEALED:
+            assert member.reveal(list(reversed(relayed))) == world.aggregator.reveals["north"]
+            continue
+        said.setdefault("deal", dict(world.dealt("north", relayed)))
+        assert dict(world.dealt("north", list(reversed(relayed)))) == said["deal"]
         if member.phase is MemberPhase.ACCEPTED:
             member.accept(sorted(COHORT), world.aggregator.shares_for("north"))
         current = member._current
@@ -212,8 +224,8 @@ def test_a_member_that_missed_a_sum_takes_part_in_the_next() -> None:
 # -- aggregator -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def said() -> dict[str, list[Signed]]:
+@pytest.fixture
+def said(graph: str) -> dict[str, list[Signed]]:
     """Valid messages of a twin attempt (same seed, same keys, same transcripts), for phases that have not come yet."""
     world = make()
     found: dict[str, list[Signed]] = {}
@@ -221,7 +233,7 @@ def said() -> dict[str, list[Signed]]:
     for relayed in stages(world, []):
         current, member = world.aggregator.current, world[LATE_UPLOAD]
         if world.aggregator.phase is AggregatorPhase.SHARES and "shares" not in found:
-            found["shares"] = list(world[LATE_SHARES].deal(relayed).values())
+            found["shares"] = list(world.dealt(LATE_SHARES, relayed).values())
         if world["north"].phase is MemberPhase.MASKED and current.name == "B":
             found["header"] = [world.mask("B", LATE_UPLOAD).header]
         if "north" in current.openings and current.name == "B":
@@ -241,6 +253,9 @@ def test_aggregators_refuse_every_step_out_of_phase_and_go_on(stage: int, said: 
     calls: dict[AggregatorStep, list[Callable[[], object]]] = {
         AggregatorStep.TAKE_KEYS: [lambda: machine.take_keys(*said["keys"])],
         AggregatorStep.CLOSE_KEYS: [machine.close_keys],
+        AggregatorStep.ASK_REVEALS: [machine.close_keys],
+        AggregatorStep.TAKE_REVEAL: [lambda: machine.take_reveal("south", b"anything")],
+        AggregatorStep.CLOSE_REVEALS: [machine.close_reveals],
         AggregatorStep.TAKE_SHARES: [lambda: machine.take_shares(LATE_SHARES, said["shares"])],
         AggregatorStep.CLOSE_SHARES: [machine.close_shares],
         AggregatorStep.TAKE_UPLOAD: [
@@ -255,7 +270,8 @@ def test_aggregators_refuse_every_step_out_of_phase_and_go_on(stage: int, said: 
     }
     assert set(calls) == set(AggregatorStep)
     for step, probes in calls.items():
-        if (machine.phase, step) not in AGGREGATOR:
+        either = step in (AggregatorStep.CLOSE_KEYS, AggregatorStep.ASK_REVEALS)  # one or the other, by the graph
+        if (machine.phase, step) not in AGGREGATOR and not (either and machine.phase is AggregatorPhase.KEYS):
             for probe in probes:
                 refuses_call(OutOfPhaseError, probe, partial(aggregator_state, machine))
     if machine.phase is not AggregatorPhase.UPLOADS:
@@ -287,6 +303,7 @@ def test_messages_delivered_again_in_any_later_phase_change_nothing() -> None:
             assert aggregator_state(machine) == before
         current = machine.current
         heard = [partial(machine.take_keys, s) for s in machine.keys.values()]
+        heard += [partial(machine.take_reveal, n, v) for n, v in machine.reveals.items()]
         heard += [partial(machine.take_shares, n, list(m.values())) for n, m in machine.shares.items()]
         heard += [partial(machine.take_header, s) for s in current.headers.values()]
         heard += [partial(machine.complete_upload, n) for n in current.completed]
