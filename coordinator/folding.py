@@ -5,7 +5,7 @@ A job holds everything it needs and touches no state of the run, so that a servi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from coordinator.first_model import FirstModel
 from federation.fixed_point import ModelEncoding, mean_trajectory, read_weight
 from federation.rounds import ComponentDigests
 from federation.server_optimisers import ServerOptimiserSettings, apply
+from federation.thinning import BLOCK, RUN, Thinning, apply_to
 from federation.vectors import ContentStore, VectorReader
 from security.secure_sum.fold import fold
 from security.secure_sum.recover import PartOpening
@@ -30,10 +31,12 @@ class UpdateSettings:
 
     Attributes:
         encodings: component to how its words are read.
+        thinning: component and its size to what was sent of it in the round.
         optimiser: the server's.
     """
 
     encodings: Mapping[str, ModelEncoding]
+    thinning: Callable[[str, int], Thinning]
     optimiser: ServerOptimiserSettings
 
 
@@ -94,8 +97,7 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
     if job.settings is not None and not job.only_folds:
         for opening in job.openings:
             name = opening.part.name
-            encoding, optimiser = job.settings.encodings[name], job.settings.optimiser
-            components[name] = _advance(content, words[name], job.weights[name], encoding, optimiser)
+            components[name] = _advance(content, name, words[name], job.weights[name], job.settings)
     if job.first is not None:
         alive = frozenset(i for opening in job.openings for i in opening.alive)
         patients = {name: read_words(content, digest) for name, digest in words.items()}
@@ -122,34 +124,38 @@ def read_words(content: ContentStore, digest: str) -> npt.NDArray[np.uint64]:
 
 
 def _advance(
-    content: ContentStore,
-    words: str,
-    current: ComponentDigests,
-    encoding: ModelEncoding,
-    optimiser: ServerOptimiserSettings,
+    content: ContentStore, name: str, words: str, current: ComponentDigests, settings: UpdateSettings
 ) -> ComponentDigests:
     """w(t+1) = ServerOpt(w(t), δ_G), a block at a time (METHOD.md, "One round", step 4)."""
+    encoding, optimiser = settings.encodings[name], settings.optimiser
     type_ = encoding.word_type
     opened, weights = content.open(words), content.open(current.weights)
     slots = {slot: content.open(digest) for slot, digest in current.slots.items()}
     parameters = weights.length // 4
+    thinning = settings.thinning(name, parameters)
     tail = np.empty(encoding.weight_words, type_)
-    opened.read_into(type_.itemsize * parameters, tail.data)
+    opened.read_into(type_.itemsize * thinning.words, tail.data)
     weight = read_weight(tail, encoding)
-    size = min(STEP, parameters)
+    step = STEP if thinning.whole else BLOCK
+    size = min(step, -(-parameters // RUN) * RUN)
     delta, mean, w = np.empty(size, type_), np.empty(size, np.float32), np.empty(size, np.float32)
     states = {slot: np.empty(size, np.float32) for slot in slots}
     writers = {"": content.writer(), **{slot: content.writer() for slot in slots}}
     try:
-        for start in range(0, parameters, STEP):
-            count = min(STEP, parameters - start)
-            opened.read_into(type_.itemsize * start, delta[:count].data)
+        for start in range(0, parameters, step):
+            count = min(step, parameters - start)
+            block = start // BLOCK
+            first, sent = (start, count) if thinning.whole else (block * thinning.block_words, thinning.count(block))
+            opened.read_into(type_.itemsize * first, delta[:sent].data)
             weights.read_into(4 * start, w[:count].data)
             for slot, reader in slots.items():
                 reader.read_into(4 * start, states[slot][:count].data)
-            mean_trajectory(delta[:count], weight, encoding, mean[:count])
+            mean_trajectory(delta[:sent], weight, encoding, mean[:sent])
             now = {slot: values[:count] for slot, values in states.items()}
-            apply(optimiser, w[:count], mean[:count], now)
+            if thinning.whole:
+                apply(optimiser, w[:count], mean[:count], now)
+            else:
+                apply_to(optimiser, w[:count], mean[:sent], now, thinning.sent(block, count))
             writers[""].write(w[:count].data)
             for slot, values in now.items():
                 writers[slot].write(values.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from consilium.v1 import round_pb2 as pb
 
@@ -15,7 +16,7 @@ from coordinator.state import RunState
 from federation.feature_sums import FEATURE_SUMS
 from federation.plan import Evaluation, Plan
 from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
-from federation.settings import model_encoding, optimiser_settings
+from federation.settings import model_encoding, optimiser_settings, thinning
 from federation.setup import FeatureSums, feature_sum, patients_of
 from federation.vectors import ContentStore, Spool, UploadKey
 from security.secure_sum.aggregator import Aggregator
@@ -177,6 +178,8 @@ def fold_job(
     settings = None
     if name == UPDATES:
         encodings = {o.part.name: model_encoding(plan, len(o.part.contributors)) for o in openings}
-        settings = UpdateSettings(encodings, optimiser_settings(plan))
+        settings = UpdateSettings(
+            encodings, partial(thinning, plan, context.run, context.round), optimiser_settings(plan)
+        )
     first = outcome.first_model() if name == WEIGHTS else None
     return FoldJob(name, openings, words, uploads, offsets, state.components, settings, first)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan, digest
 from federation.settings import model_encoding
+from federation.thinning import Thinning
 
 
 def describe(plan: Plan) -> str:
@@ -41,13 +42,19 @@ def _roster(plan: Plan) -> Iterator[str]:
 def _components(plan: Plan, parts: Layout) -> Iterator[str]:
     yield f"Components (summed from k_min = {plan.secure_sum.k_min} owners on)"
     rows = [("", "owners", "parameters up to", "")]
-    rows += [(name, str(len(each.owners)), f"{each.size:,}", _fate(each)) for name, each in parts.components.items()]
+    rows += [
+        (name, str(len(each.owners)), f"{each.size:,}", _fate(plan, each)) for name, each in parts.components.items()
+    ]
     yield from _table(rows)
 
 
-def _fate(component: Component) -> str:
+def _fate(plan: Plan, component: Component) -> str:
+    rule = plan.component(component.name)
+    if rule.every == 0:
+        return "frozen: never trained, never sent"
     if component.shared:
-        return "summed"
+        part = "summed" if rule.fraction >= 1 else f"a part of {rule.fraction:g} summed, another each time"
+        return part if rule.every == 1 else f"{part}, in rounds 1, {1 + rule.every}, {1 + 2 * rule.every}, …"
     owners = ", ".join(component.owners)
     return f"stays at its institution ({owners})" if len(component.owners) == 1 else f"stays with each of {owners}"
 
@@ -75,16 +82,16 @@ def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
         f"  ring       mod 2^{encoding.bits}, clip ±{settings.clip:g}, headroom {settings.headroom:g}: "
         f"scale {encoding.scale:.6g}, one step is {1 / encoding.scale:.3g}"
     )
-    uploads = {name: encoding.bits // 8 * _sent(parts, name) for name in plan.roster}
+    uploads = {name: encoding.bits // 8 * _sent(plan, parts, name) for name in plan.roster}
     most = max(uploads, key=lambda name: uploads[name])
     each = encoding.bits // 8
     yield f"  bytes      up to {uploads[most]:,} a round from one institution ({most}), {each} a parameter, plus keys"
 
 
-def _sent(parts: Layout, institution: str) -> int:
-    """Parameters that an institution uploads in a round."""
-    owned = (parts.components[name] for name in parts.owned(institution))
-    return sum(component.size for component in owned if component.shared)
+def _sent(plan: Plan, parts: Layout, institution: str) -> int:
+    """Parameters that an institution uploads in a round in which all is due that ever is."""
+    owned = [(parts.components[name], plan.component(name)) for name in parts.owned(institution)]
+    return sum(Thinning(c.size, rule.fraction).words for c, rule in owned if c.shared and rule.every)
 
 
 def _privacy(plan: Plan) -> Iterator[str]:

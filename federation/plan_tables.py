@@ -111,6 +111,14 @@ class ComponentRule(PlanTable):
             "institution. 0: frozen, it stays as it began."
         ),
     ] = 1
+    fraction: Annotated[
+        Number,
+        Range(0, 1, above=True),
+        about(
+            "Part of its parameters that is summed in a round: a public pseudo-random choice, another in every round. "
+            "What an institution learnt of the others is dropped. Components that stay at an institution keep all."
+        ),
+    ] = 1.0
 
     def due(self, round_: int) -> bool:
         """Whether it is trained and summed in a round, counted from 1."""

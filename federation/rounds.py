@@ -22,6 +22,7 @@ from federation.feature_sums import FEATURE_SUMS, vector_length
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan
 from federation.settings import model_encoding
+from federation.thinning import Thinning
 from security.ckks.encoding import encrypted
 from security.errors import ProtocolError
 from security.secure_sum.derive import digest_of
@@ -221,8 +222,9 @@ class Cohorts:
         floor, present = self.plan.secure_sum.k_min, setup.institutions
         due = {name: members for name, members in self.summed(setup).items() if self.plan.component(name).due(round_)}
         how = {name: model_encoding(self.plan, len(members)) for name, members in due.items()}
+        sent = {name: Thinning(sizes[name], self.plan.component(name).fraction).words for name in due}
         updates = tuple(
-            Part(name, how[name].bits, sizes[name] + how[name].weight_words, members) for name, members in due.items()
+            Part(name, how[name].bits, sent[name] + how[name].weight_words, members) for name, members in due.items()
         )
         classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
         # All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.

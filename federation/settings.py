@@ -7,6 +7,7 @@ from federation.fixed_point import ModelEncoding
 from federation.plan import Plan
 from federation.proximity import ProximitySettings
 from federation.server_optimisers import ServerOptimiserSettings
+from federation.thinning import Thinning, thinning_key
 
 
 def blending_settings(plan: Plan) -> BlendingSettings:
@@ -42,6 +43,19 @@ def model_encoding(plan: Plan, contributors: int) -> ModelEncoding:
     """
     s = plan.secure_sum
     return ModelEncoding(s.clip, s.headroom, contributors, 16 if s.half_words else 32)
+
+
+def thinning(plan: Plan, run: bytes, round_: int, component: str, size: int) -> Thinning:
+    """What is sent of a component in a round.
+
+    Args:
+        plan: the plan.
+        run: its digest, 32 bytes.
+        round_: the round's number.
+        component: its name.
+        size: parameters of the component.
+    """
+    return Thinning(size, plan.component(component).fraction, thinning_key(run, round_, component))
 
 
 def optimiser_settings(plan: Plan) -> ServerOptimiserSettings:

@@ -17,10 +17,11 @@ from federation.content_hash import ContentHash
 from federation.fixed_point import ModelEncoding, ModelWords, decode_weight_sum, mean_trajectory, read_weight
 from federation.layout import Layout
 from federation.plan import Plan
-from federation.proximity import BLOCK, ComponentDots, DotSums
+from federation.proximity import ComponentDots, DotSums
 from federation.rounds import ComponentDigests, RoundError
 from federation.server_optimisers import ServerOptimiserSettings, apply, initial_value, state_slots
 from federation.settings import optimiser_settings
+from federation.thinning import BLOCK, Thinning, apply_to
 from institution_node.memory import RunMemory
 from institution_node.model_files import ModelShelf, ModelVector, digest_of
 from institution_node.updates import Update
@@ -133,7 +134,13 @@ class GlobalModel:
             vector.fill(initial_value(self._optimiser, slot))
 
     def advance(
-        self, name: str, words: str, encoding: ModelEncoding, expected: ComponentDigests, own: Update | None = None
+        self,
+        name: str,
+        words: str,
+        encoding: ModelEncoding,
+        expected: ComponentDigests,
+        own: Update | None = None,
+        thinning: Thinning | None = None,
     ) -> tuple[float, ComponentDots | None]:
         """w(t+1) from the opened sum of one component, in the place of w(t).
 
@@ -142,7 +149,8 @@ class GlobalModel:
             words: digest of its opened words.
             encoding: of the component.
             expected: what the coordinator says w(t+1) is.
-            own: δ_i as it was encoded; None: this institution has none.
+            own: δ_i as it was encoded, what was not sent left out; None: this institution has none.
+            thinning: what was sent of the component; None: all of it.
 
         Returns:
             Σα, and how δ_i lies to δ_G.
@@ -153,14 +161,15 @@ class GlobalModel:
         """
         kept = self._ready(name)
         kept.now = None  # from here on it is neither w(t) nor w(t+1), whatever happens
-        type_, size = encoding.word_type, kept.weights.size
+        sent = thinning or Thinning(kept.weights.size)
+        type_, size = encoding.word_type, sent.words
         length = type_.itemsize * (size + encoding.weight_words)
         # Σα comes last and is needed first: here it is only said, in its place in the stream it counts.
         tail: npt.NDArray[Any] = np.frombuffer(self._library.peek(words, length, type_.itemsize * size), type_)
         weight = read_weight(tail, encoding)
         total = decode_weight_sum(weight, encoding)
-        step = _Step(kept, self._optimiser, weight, encoding, own)
-        blocks = _Blocks(type_, step.take)
+        step = _Step(kept, self._optimiser, weight, encoding, own, sent)
+        blocks = _Blocks(type_, step.take, BLOCK if sent.whole else sent.block_words)
         self._library.stream(words, length, blocks.take)
         blocks.end()
         if step.reached != expected or step.tail != tail.tobytes():
@@ -204,11 +213,11 @@ class _Kept:
 
 
 class _Blocks:
-    """Cuts a stream into blocks of `BLOCK` words, wherever the pieces of the stream end."""
+    """Cuts a stream into blocks of `block` words, wherever the pieces of the stream end."""
 
-    def __init__(self, type_: np.dtype[Any], take: Callable[[int, npt.NDArray[Any]], None]) -> None:
+    def __init__(self, type_: np.dtype[Any], take: Callable[[int, npt.NDArray[Any]], None], block: int = BLOCK) -> None:
         self._take = take
-        self._words = np.empty(BLOCK, type_)
+        self._words = np.empty(block, type_)
         self._bytes = self._words.data.cast("B")
         self._start = self._filled = 0
 
@@ -244,29 +253,37 @@ class _Step:
         weight: int,
         encoding: ModelEncoding,
         own: Update | None,
+        thinning: Thinning,
     ) -> None:
         self._kept, self._optimiser, self._encoding, self._own = kept, optimiser, encoding, own
+        self._thinning = thinning
         self._weight, self.tail = weight, b""
         self._hashed = ContentHash()
         self._slots_hashed = {slot: ContentHash() for slot in kept.slots}
         self._sums = DotSums()
-        self._mean, self._delta = (np.empty(min(BLOCK, kept.weights.size), np.float32) for _ in range(2))
+        self._mean, self._delta = (np.empty(min(BLOCK, thinning.words), np.float32) for _ in range(2))
 
     def take(self, start: int, words: ModelWords) -> None:
-        """Words from `start` on; the last ones of all are Σα."""
-        size = max(0, min(len(words), self._kept.weights.size - start))
+        """Words from `start` on, those of one block of parameters; the last ones of all are Σα."""
+        size = max(0, min(len(words), self._thinning.words - start))
         self.tail += words[size:].tobytes()
         if size == 0:
             return
         mean = mean_trajectory(words[:size], self._weight, self._encoding, self._mean[:size])
-        weights = self._kept.weights.block(start, size)
-        slots = {slot: vector.block(start, size) for slot, vector in self._kept.slots.items()}
-        apply(self._optimiser, weights, mean, slots)
+        block = start // (BLOCK if self._thinning.whole else self._thinning.block_words)
+        first = block * BLOCK
+        count = min(BLOCK, self._kept.weights.size - first)
+        weights = self._kept.weights.block(first, count)
+        slots = {slot: vector.block(first, count) for slot, vector in self._kept.slots.items()}
+        if self._thinning.whole:
+            apply(self._optimiser, weights, mean, slots)
+        else:
+            apply_to(self._optimiser, weights, mean, slots, self._thinning.sent(block, count))
         self._hashed.update(weights.data)
-        self._kept.weights.put(start, weights)
+        self._kept.weights.put(first, weights)
         for slot, values in slots.items():
             self._slots_hashed[slot].update(values.data)
-            self._kept.slots[slot].put(start, values)
+            self._kept.slots[slot].put(first, values)
         if self._own is not None:
             delta = self._delta[:size]
             self._own.read(start, delta)

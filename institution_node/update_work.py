@@ -13,11 +13,12 @@ from federation import names
 from federation.blending import advance, step_weights
 from federation.proximity import ComponentDots
 from federation.rounds import ComponentDigests, Figures
-from federation.settings import blending_settings, model_encoding
+from federation.settings import blending_settings, model_encoding, thinning
+from federation.thinning import Thinning
 from institution_node.encoding import UpdateWords
 from institution_node.prepared import Prepared
 from institution_node.schedule import learning_rate
-from institution_node.updates import ClippedUpdate, Update, as_array
+from institution_node.updates import ClippedUpdate, ThinnedUpdate, Update, as_array
 from security.privacy.positioned_bits import PositionedBits
 from security.secure_sum.errors import TranscriptError
 from security.secure_sum.messages import SurvivorList
@@ -63,7 +64,7 @@ class UpdateWork:
         for part in uploads:
             delta = self._encoded.get(part.name)
             if delta is None:
-                delta = self._encoded[part.name] = ClippedUpdate(self.updates[part.name], plan.secure_sum.clip)
+                delta = self._encoded[part.name] = ClippedUpdate(self._sent(part.name), plan.secure_sum.clip)
                 self.clipped[part.name] = delta.clipped
                 recorder.updated(part.name, delta.norm, delta.clipped)
             alpha = self._prepared.alpha(part.name)
@@ -86,8 +87,8 @@ class UpdateWork:
             raise TranscriptError("the opened updates and the components made of them are not the same.")
         for name in sorted(prepared.shared & set(words)):
             encoding = model_encoding(context.plan, len(which.part(name).contributors))
-            own = self._encoded.get(name, self.updates.get(name))
-            total, dots = prepared.model.advance(name, words[name], encoding, states[name], own)
+            own = self._encoded.get(name) or (self._sent(name) if name in self.updates else None)
+            total, dots = prepared.model.advance(name, words[name], encoding, states[name], own, self._thinning(name))
             if dots is not None:
                 self.dots[name] = dots
                 in_sum = context.institution in listed.alive
@@ -98,6 +99,16 @@ class UpdateWork:
         if self._private:
             memory = replace(memory, private={**memory.private, **self._private})
         context.note(memory)
+
+    def _thinning(self, component: str) -> Thinning:
+        """What is sent of a component in this round."""
+        context, size = self._context, self._prepared.layout.components[component].size
+        return thinning(context.plan, context.run, self._number, component, size)
+
+    def _sent(self, component: str) -> Update:
+        """What is sent of a trajectory in this round. The rest is dropped: nothing is kept for a later round."""
+        update, chosen = self.updates[component], self._thinning(component)
+        return update if chosen.whole else ThinnedUpdate(update, chosen)
 
     def _rounding(self, component: str) -> PositionedBits:
         """What rounds the words of one component in this round, drawn by this institution alone."""

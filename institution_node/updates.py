@@ -7,16 +7,16 @@ never held as a whole.
 from __future__ import annotations
 
 import math
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from federation.fixed_point import NonFiniteUpdateError
+from federation.thinning import BLOCK, Thinning
 from institution_node.errors import WeightsError
 
 Float32 = npt.NDArray[np.float32]
-BLOCK: Final = 1 << 16
 
 
 class Update(Protocol):
@@ -58,6 +58,38 @@ class ArrayUpdate:
     def read(self, start: int, out: Float32) -> None:
         """See Update."""
         out[:] = self._delta[start : start + len(out)]
+
+
+class ThinnedUpdate:
+    """The part of an `Update` that is sent: the chosen parameters in order, zeros behind the component's last one.
+
+    Args:
+        update: of one component.
+        thinning: of the component in this round; not of all of it.
+    """
+
+    def __init__(self, update: Update, thinning: Thinning) -> None:
+        self._update, self._thinning = update, thinning
+
+    @property
+    def size(self) -> int:
+        """See Update."""
+        return self._thinning.words
+
+    def read(self, start: int, out: Float32) -> None:
+        """See Update."""
+        values = np.empty(min(BLOCK, self._update.size), np.float32)
+        block, skipped = divmod(start, self._thinning.block_words)
+        done = 0
+        while done < len(out):
+            inside = values[: self._update.size - block * BLOCK]
+            self._update.read(block * BLOCK, inside)
+            chosen = np.zeros(self._thinning.count(block), np.float32)
+            positions = self._thinning.sent(block, len(inside))
+            chosen[: len(positions)] = inside[positions]
+            piece = chosen[skipped : skipped + len(out) - done]
+            out[done : done + len(piece)] = piece
+            done, block, skipped = done + len(piece), block + 1, 0
 
 
 class ClippedUpdate:

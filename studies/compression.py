@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from federation.layout import layout
-from federation.plan import Plan
+from federation.plan import ComponentRule, Plan
 from federation.rounds import UPDATES, Cohorts, Setup
 from studies.comparison import METRICS, Comparison, DataSource, DemoPlans, Spread, compare
 from studies.demo_plan import CLIP, ROUNDS
@@ -26,6 +26,8 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
     WHOLE: {},
     "16 bits": {"secure_sum": {"half_words": True}},
     "16 bits, range 16 times too wide": {"secure_sum": {"half_words": True, "clip": 16 * CLIP}},
+    "mRNA encoder every 5th round": {"components": (ComponentRule(name="encoder/mrna", every=5),)},
+    "a fifth of the mRNA encoder": {"components": (ComponentRule(name="encoder/mrna", fraction=0.2),)},
 }
 """Name to the fields of the demo's plan that are written differently."""
 

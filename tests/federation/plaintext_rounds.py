@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from federation.fixed_point import ModelEncoding, ModelWords, encode_weight, mean_trajectory
 from federation.server_optimisers import apply, initial_value, state_slots
-from federation.settings import model_encoding, optimiser_settings
+from federation.settings import model_encoding, optimiser_settings, thinning
+from federation.thinning import BLOCK, RUN
 from tests.small_federation import Encoded, SmallFederation
 
 
@@ -20,11 +21,14 @@ def alive(federation: SmallFederation, round_: int, sum_name: str) -> list[str]:
     return list(record["sums"][sum_name]["alive"])
 
 
-def plaintext_words(kept: Encoded, name: str, how: ModelEncoding) -> npt.NDArray[np.int64]:
-    """α·δ in fixed point as it was masked; all but a stochastic rounding follows from δ and α."""
-    size = len(kept.updates[name])
-    sent = kept.words[name][:size].view(f"i{how.bits // 8}").astype(np.int64)
-    fine = np.rint(kept.updates[name].astype(np.float64) * (kept.alphas[name] * how.scale * how.fine))
+def plaintext_words(
+    kept: Encoded, name: str, how: ModelEncoding, positions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """α·δ in fixed point as it was masked, of the parameters that were sent; all but a stochastic rounding follows from
+    δ and α."""
+    sent = kept.words[name][: -how.weight_words].view(f"i{how.bits // 8}").astype(np.int64)
+    update = np.append(kept.updates[name], np.zeros(RUN, np.float32))[positions]
+    fine = np.rint(update.astype(np.float64) * (kept.alphas[name] * how.scale * how.fine))
     assert np.all(np.abs(sent * how.fine - fine) < how.fine)
     return sent
 
@@ -32,13 +36,13 @@ def plaintext_words(kept: Encoded, name: str, how: ModelEncoding) -> npt.NDArray
 def plaintext(federation: SmallFederation, rounds: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """w and the server optimiser's state of every summed component, from the institutions' own δ and α."""
     plan, run = federation.plan, federation.run
-    chosen = optimiser_settings(plan)
+    optimiser = optimiser_settings(plan)
     made = next(w._prepared for w in federation.works.values() if w._prepared is not None).layout
     assert made is not None
     owners = run.cohorts.summed(run.state.setup)
     weights = {name: made.components[name].initial(plan.seed) for name in owners}
     slots = {
-        name: {s: np.full(len(w), initial_value(chosen, s), np.float32) for s in state_slots(chosen.kind)}
+        name: {s: np.full(len(w), initial_value(optimiser, s), np.float32) for s in state_slots(optimiser.kind)}
         for name, w in weights.items()
     }
     for number in range(1, rounds + 1):
@@ -50,14 +54,22 @@ def plaintext(federation: SmallFederation, rounds: int) -> tuple[dict[str, Any],
             if len(uploaded) < plan.secure_sum.k_min:
                 continue
             size = len(weights[name])
-            total, weight = np.zeros(size, np.int64), 0
+            chosen = thinning(plan, run.id, number, name, size)
+            blocks = [block * BLOCK + chosen.positions(block) for block in range(-(-size // BLOCK))]
+            positions = np.arange(size) if chosen.whole else np.concatenate(blocks)
+            total, weight = np.zeros(len(positions), np.int64), 0
             for i in uploaded:
                 kept = federation.recorded[i][number, "updates"]
-                total += plaintext_words(kept, name, how)
+                total += plaintext_words(kept, name, how, positions)
                 weight += encode_weight(kept.alphas[name], how)
             ring: ModelWords = total.astype(how.word_type)  # type: ignore[assignment]  # of one type or the other
-            mean = mean_trajectory(ring, weight, how, np.empty(size, np.float32))
-            apply(chosen, weights[name], mean, slots[name])
+            mean = mean_trajectory(ring, weight, how, np.empty(len(positions), np.float32))
+            inside = positions < size
+            moved, states = weights[name][positions[inside]], {s: v[positions[inside]] for s, v in slots[name].items()}
+            apply(optimiser, moved, mean[inside], states)
+            weights[name][positions[inside]] = moved
+            for slot, values in states.items():
+                slots[name][slot][positions[inside]] = values
     return weights, slots
 
 

@@ -11,7 +11,9 @@ from consilium.v1 import service_pb2
 
 from federation import plan_check
 from federation.plan import ComponentRule, PlanError
-from federation.settings import model_encoding
+from federation.settings import model_encoding, thinning
+from federation.thinning import BLOCK, RUN
+from studies.methods import changed
 from tests.federation.plaintext_rounds import check_model
 from tests.plans import example_plan
 from tests.small_federation import SmallFederation, finished, small_plan
@@ -159,3 +161,89 @@ def test_rules_travel_and_leave_other_plans_as_they_were() -> None:
     plan = example_plan(components=RULES)
     assert type(plan).from_bytes(plan.to_bytes()).components == RULES
     assert example_plan(components=()).to_bytes() == example_plan().to_bytes()
+
+
+# -- thinning ---------------------------------------------------------------------------------------------------------
+
+THINNED = (
+    ComponentRule(name="encoder/mrna", fraction=0.2),
+    ComponentRule(name="encoder/image", fraction=0.5, every=2),
+    ComponentRule(name="classifier/mrna+image+clinical", fraction=0.1),
+)
+
+
+@pytest.mark.parametrize("half_words", [False, True])
+@pytest.mark.parametrize("kind", ["fedavg", "fedyogi"])
+def test_thinned_components_are_exact(half_words: bool, kind: str) -> None:
+    federation = finished(
+        small_plan(
+            7,
+            rounds=3,
+            components=THINNED,
+            secure_sum={"half_words": half_words},
+            server_optimiser={"kind": kind, "learning_rate": 0.5},
+        )
+    )
+    check_model(federation, 3)
+    assert all(told.refused == [] for told in federation.told.values())
+
+
+def test_thinning_across_blocks_is_exact() -> None:
+    """Coordinator and nodes stream blocks of 65,536: here three, the last one neither full nor of whole runs."""
+    plan = small_plan(7, rounds=2, components=THINNED, secure_sum={"half_words": True}, training={"local_steps": 1})
+    wide = plan.modalities[0].model_copy(update={"hidden": (6001,)})
+    federation = finished(changed(plan, {"modalities": (wide, *plan.modalities[1:])}))
+    size = federation.weights("encoder/mrna").size
+    assert size > 2 * BLOCK
+    assert size % RUN
+    check_model(federation, 2)
+
+
+def test_a_thinned_component_moves_where_it_was_sent_and_costs_that_much() -> None:
+    federation = finished(small_plan(7, rounds=1, components=THINNED))
+    prepared = next(w._prepared for w in federation.works.values() if w._prepared is not None)
+    for rule in THINNED:
+        component = prepared.layout.components[rule.name]
+        chosen = thinning(federation.plan, federation.run.id, 1, rule.name, component.size)
+        moved = np.flatnonzero(federation.weights(rule.name) != component.initial(federation.plan.seed))
+        assert 0 < len(moved) <= chosen.words < component.size
+        assert set(moved) <= set(chosen.sent(0, component.size).tolist())
+        for kept in federation.recorded.values():
+            sent = kept[1, "updates"].words.get(rule.name)
+            assert sent is None or len(sent) == chosen.words + 1
+
+
+def test_proximity_of_a_thinned_component_is_of_what_was_sent() -> None:
+    """⟨δ_i, δ_G⟩ and both norms over the chosen parameters alone: what was not sent says nothing about agreement."""
+    federation = finished(small_plan(7, rounds=1, components=THINNED))
+    prepared = next(w._prepared for w in federation.works.values() if w._prepared is not None)
+    name = "encoder/mrna"
+    start = prepared.layout.components[name].initial(federation.plan.seed)
+    chosen = thinning(federation.plan, federation.run.id, 1, name, start.size).sent(0, start.size)
+    mean = federation.weights(name).astype(np.float64)[chosen] - start.astype(np.float64)[chosen]  # FedAvg at η = 1
+    for institution, work in federation.works.items():
+        state = work._current().updates
+        assert state is not None
+        own = federation.recorded[institution][1, "updates"].updates[name].astype(np.float64)[chosen]
+        dots = state.dots[name]
+        assert dots.own == pytest.approx(own @ own, rel=1e-6)
+        assert dots.total == pytest.approx(mean @ mean, rel=1e-3)
+        assert dots.inner == pytest.approx(own @ mean, rel=1e-2, abs=1e-3 * np.sqrt(dots.own * dots.total))
+
+
+def test_another_attempt_sends_the_same_parameters() -> None:
+    """A second choice in one round would open more of one trajectory than a round may."""
+    federation = finished(small_plan(7, rounds=1, components=THINNED))
+    work = federation.works[federation.plan.roster[0]]
+    (sum_a,) = [s for s in work._current().sums if s.name == "updates"]
+    kept = federation.recorded[federation.plan.roster[0]][1, "updates"].words
+    for part in sum_a.parts:
+        words = np.empty(part.length, np.uint32)
+        work.sources(sum_a, sum_a.parts)[part.name].fill(0, words)
+        assert np.array_equal(words, kept[part.name])
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_a_fraction_is_above_zero_and_at_most_one(fraction: float) -> None:
+    with pytest.raises(PlanError, match="out of range"):
+        plan_check.check(example_plan(components=(ComponentRule(name="encoder/mrna", fraction=fraction),)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from federation.plan import ComponentRule
 from federation.plan_toml import describe
 from tests.plans import example_plan
 
@@ -31,3 +32,18 @@ def test_the_description_of_a_private_plan_names_its_budget() -> None:
         example_plan(differential_privacy={"enabled": True, "epsilon": 3.0}, training={"class_weights": "none"})
     )
     assert "at most ε = 3 at δ = 1e-05" in text
+
+
+def test_the_description_says_what_is_sent_of_a_component_and_when() -> None:
+    rules = (
+        ComponentRule(name="encoder/mrna", every=5, fraction=0.1),
+        ComponentRule(name="encoder/image", every=0),
+        ComponentRule(name="classifier/mrna+image", every=3),
+    )
+    text = describe(example_plan(components=rules, secure_sum={"half_words": True}))
+    lines = {line.split()[0]: line for line in text.splitlines() if line.startswith("  ")}
+    assert lines["encoder/mrna"].endswith("a part of 0.1 summed, another each time, in rounds 1, 6, 11, …")
+    assert lines["encoder/image"].endswith("frozen: never trained, never sent")
+    assert lines["classifier/mrna+image"].endswith("stays at its institution (brca-2)")
+    # 216 parameters are 14 runs of 16, of which a tenth is 2; the image encoder's 200 are never sent
+    assert f"up to {2 * (32 + 144 + 3 * 306 + 818):,} a round from one institution (brca-1), 2 a parameter" in text

@@ -285,19 +285,23 @@ class ComponentRule(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     EVERY_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"encoder/mrna"."""
     every: _builtins.int
     """Trained and summed in rounds 1, 1 + every, 1 + 2·every, …; 0: never."""
+    fraction: _builtins.float
+    """Part of its parameters that is summed in a round, above 0, at most 1."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         every: _builtins.int = ...,
+        fraction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "fraction", b"fraction", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
