@@ -126,13 +126,13 @@ def expand_rate() -> float:
 
 
 def scaling_attempt(names: list[str], roster: dict[str, bytes], parameters: int, dropouts: int) -> Attempt:
-    """Sum A of `parameters` words and sum B of a few statistics, all institutions in both."""
+    """Sum A of `parameters` words and sum B of statistics, as a plan of one component has them: four key pairs each."""
     n = len(names)
     colluders = min(COLLUDERS, max(0, n - 2 * dropouts - 1))
     everybody = frozenset(names)
     sums = (
         Sum("updates", (Part("encoder", 32, parameters, everybody),)),
-        Sum("statistics", (Part("losses", 64, 64, everybody),)),
+        Sum("statistics", tuple(Part(name, 64, 64, everybody) for name in ("losses", "metrics", "clipped"))),
     )
     return Attempt(
         Context("scaling", bytes(32), 1, 1, bytes(32)),
@@ -164,7 +164,7 @@ def scaling_row(institutions: int, parameters: int, dropout: float = float(DROPO
     members = {name: Member(attempt, name, keys[name], SystemRandomness()) for name in names}
     machine, clock = Aggregator(attempt), _Clock()
     up, down = _key_phase(members, machine, clock)
-    key_ms = 1e3 * clock.spent["keys"] / institutions / len(attempt.sums)
+    key_ms = 1e3 * clock.spent["keys"] / institutions / len(attempt.keyed_parts(names[0]))
     watched = members[lives[0]]
 
     clock.time("coordinator", machine.begin_sum, b"")

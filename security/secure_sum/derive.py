@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
@@ -38,10 +39,15 @@ def encode(*fields: bytes | str | int) -> bytes:
     return bytes(out)
 
 
+@lru_cache(maxsize=256)  # thousands of keys and commitments of an attempt begin alike
+def _within(kind: str, context: Context) -> bytes:
+    c = context
+    return encode(_PREFIX + kind, c.federation, c.run, c.round, c.attempt, c.opening)
+
+
 def bind(kind: str, context: Context, *fields: bytes | str | int) -> bytes:
     """`kind` within `context`, then `fields`: the info of a key derivation or the associated data of a seal."""
-    c = context
-    return encode(_PREFIX + kind, c.federation, c.run, c.round, c.attempt, c.opening, *fields)
+    return _within(kind, context) + encode(*fields)
 
 
 def derive_key(secret: bytes, info: bytes, *, salt: bytes | None = None) -> bytes:

@@ -73,8 +73,13 @@ def share_commitment(
     return derive.commitment(f"{kind}-share", attempt.context, sum_name, part, dealer, shareholder, share)
 
 
+def seal_info(attempt: Attempt, sender: str, receiver: str, agreed: bytes) -> bytes:
+    """Info of the key that seals one dealer's shares for one shareholder (rule 7)."""
+    return derive.bind("seal", attempt.context, sender, receiver, agreed)
+
+
 def share_info(attempt: Attempt, sum_name: str, part: str, sender: str, receiver: str, keys_digest: bytes) -> bytes:
-    """Info of a sealed share's key, and its associated data (rule 7)."""
+    """Associated data of a sealed share (rule 7)."""
     return derive.bind("sealed-share", attempt.context, sum_name, part, sender, receiver, keys_digest)
 
 

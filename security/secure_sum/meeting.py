@@ -18,7 +18,6 @@ from security.secure_sum.verify import (
     check_signed,
     keys_digest,
     open_message,
-    open_signed,
 )
 
 
@@ -60,10 +59,11 @@ class Meeting:
                 remedy="The coordinator swapped or lost a key; do not go on with it.",
             )
         drawn = attempt.sparse is not None
-        opening = open_message if drawn else open_signed
         keys: dict[str, KeyMessage] = {}
         for name, envelope in signed.items():
-            keys[name] = opening(attempt, envelope, derive.TAG_KEYS, KeyMessage.decode)
+            if not drawn:
+                check_signed(attempt, envelope, derive.TAG_KEYS)
+            keys[name] = open_message(attempt, envelope, KeyMessage.decode)
             check_keys(attempt, keys[name])
         check_distinct_keys(keys)
         check_members(attempt, keys, "sent keys")

@@ -56,8 +56,9 @@ from security.secure_sum.spec import Attempt, Part
 from security.secure_sum.upload import MaskedUpload, Segment, Upload, WordSource
 from security.secure_sum.verify import (
     check_members,
+    check_signed,
     check_uploads,
-    open_signed,
+    open_message,
     sha256,
 )
 from security.signing import IdentityKey
@@ -239,7 +240,8 @@ class Member:
         held: dict[tuple[str, PartId], HeldShares] = {}
         complaints: list[ProtocolError] = []
         for envelope in relayed:
-            message = open_signed(self.attempt, envelope, derive.TAG_SHARES, ShareMessage.decode)
+            # A share that opens is its dealer's: nobody else has the key of its box. Signatures are for the others.
+            message = open_message(self.attempt, envelope, ShareMessage.decode)
             if message.receiver != self.name or message.keys_digest != meeting.agreed:
                 raise WrongContextError(
                     f"shares of {message.sender!r} are for somebody else, or for other keys than were shown here.",
@@ -250,6 +252,7 @@ class Member:
                 share_key = self._secrets.share_key
                 held |= open_boxes(self.attempt, self.name, share_key, meeting.keys[message.sender].share_key, message)
             except (BadShareError, MalformedMessageError) as error:
+                check_signed(self.attempt, envelope, derive.TAG_SHARES)  # nobody is named without proof
                 complaints.append(error)
         self._secrets.held.update(held)
         self.complaints, self._cohort, self.phase = tuple(complaints), members, after

@@ -12,14 +12,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from security.secure_sum import derive, shares
 from security.secure_sum.errors import BadShareError, MalformedMessageError
 from security.secure_sum.graph import Graph
-from security.secure_sum.keys import agree, share_commitment, share_info
+from security.secure_sum.keys import agree, seal_info, share_commitment, share_info
 from security.secure_sum.messages import KeyMessage, SealedShare, ShareMessage
 from security.secure_sum.spec import Attempt
 
 PartId = tuple[str, str]
 """(sum, part)."""
 
-_NONCE = bytes(12)  # every AEAD key seals one box only
+
+def _nonce(place: int) -> bytes:
+    """Of the box at this place: a key seals one dealer's boxes for one shareholder, once, in plan order."""
+    return place.to_bytes(12, "big")
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,10 +76,11 @@ def deal_shares(
             held = {(dealer, part): HeldShares(seeds[at], secrets[at]) for part, (seeds, secrets) in split.items()}
             continue
         shared = agree(share_key, keys[receiver].share_key, receiver)
+        seal = AESGCM(derive.derive_key(shared, seal_info(attempt, dealer, receiver, agreed)))
         sealed: list[SealedShare] = []
-        for (sum_name, part), (seeds, secrets) in split.items():
+        for place, ((sum_name, part), (seeds, secrets)) in enumerate(split.items()):
             info = share_info(attempt, sum_name, part, dealer, receiver, agreed)
-            box = AESGCM(derive.derive_key(shared, info)).encrypt(_NONCE, seeds[at] + secrets[at], info)
+            box = seal.encrypt(_nonce(place), seeds[at] + secrets[at], info)
             sealed.append(
                 SealedShare(
                     sum_name,
@@ -104,11 +108,12 @@ def open_boxes(
     if [(s.sum, s.part) for s in message.shares] != expected:
         raise MalformedMessageError(f"{dealer!r} did not deal its parts in plan order.", culprits=(dealer,))
     shared = agree(share_key, dealer_key, dealer)
+    seal = AESGCM(derive.derive_key(shared, seal_info(attempt, dealer, receiver, message.keys_digest)))
     held: dict[tuple[str, PartId], HeldShares] = {}
-    for s in message.shares:
+    for place, s in enumerate(message.shares):
         info = share_info(attempt, s.sum, s.part, dealer, receiver, message.keys_digest)
         try:
-            opened = AESGCM(derive.derive_key(shared, info)).decrypt(_NONCE, s.box, info)
+            opened = seal.decrypt(_nonce(place), s.box, info)
         except InvalidTag:
             raise BadShareError(f"a share of {dealer!r} does not open.", culprits=(dealer,)) from None
         seed, mask_key = opened[: shares.SHARE_BYTES], opened[shares.SHARE_BYTES :]

@@ -43,7 +43,7 @@ def open_signed(attempt: Attempt, signed: Signed, tag: str, decode: Callable[[by
         WrongContextError: it belongs to another federation, run, round, attempt or opening.
     """
     check_signed(attempt, signed, tag)
-    return open_message(attempt, signed, tag, decode)
+    return open_message(attempt, signed, decode)
 
 
 def check_signed(attempt: Attempt, signed: Signed, tag: str) -> None:
@@ -58,8 +58,8 @@ def check_signed(attempt: Attempt, signed: Signed, tag: str) -> None:
         raise
 
 
-def open_message(attempt: Attempt, signed: Signed, tag: str, decode: Callable[[bytes], M]) -> M:
-    """`open_signed` for a message whose signature is checked later, by its `tag`; it proves nothing until then.
+def open_message(attempt: Attempt, signed: Signed, decode: Callable[[bytes], M]) -> M:
+    """`open_signed` without the signature: whoever the message names may never have seen it.
 
     Raises:
         As `open_signed`, but for the signature.

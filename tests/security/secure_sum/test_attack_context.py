@@ -100,6 +100,21 @@ class TestRule7BoundAndOnce:
         other = signed("south", derive.TAG_SHARES, replace(true, keys_digest=bytes(32)).encode())
         refuses(WrongContextError, world["north"].accept, FIVE, [*rest, other])
 
+    def test_nobody_is_named_for_a_share_that_it_did_not_sign(self) -> None:
+        """The coordinator spoils a box on the way: it opens for nobody, and its dealer never signed it."""
+        world = World(make_attempt(FIVE))
+        world.deal(world.send_keys())
+        rest = [s for s in world.aggregator.shares_for("north") if s.signer != "south"]
+        honest = world.aggregator.shares["south"]["north"]
+        true = ShareMessage.decode(honest.payload)
+        first, *others = true.shares
+        for spoilt in (replace(first, box=bytes(50)), replace(first, seed_share_commitment=bytes(32))):
+            payload = replace(true, shares=(spoilt, *others)).encode()
+            refuses(BadSignatureError, world["north"].accept, FIVE, [*rest, replace(honest, payload=payload)])
+        unsigned = replace(honest, signature=bytes(64))  # what opens is its dealer's, whoever carried it
+        world["north"].accept(FIVE, [*rest, unsigned])
+        assert world["north"].complaints == ()
+
     def test_a_list_or_signature_of_another_sum_is_refused_and_convicts_nobody(self) -> None:
         world = ready()
         world.whole_sum("A")
