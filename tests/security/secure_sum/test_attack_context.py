@@ -214,6 +214,7 @@ class TestRule7BoundAndOnce:
         north = world["north"]
         for cohort, messages in (
             ((*FIVE, "lower"), [*shares, replace(shares[0], signer="lower")]),
+            ((*FIVE, "lower"), shares),
             (FIVE, shares[1:]),
             (FIVE, [*shares[1:], shares[1]]),
         ):
