@@ -46,13 +46,23 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Makes the folder and those above it, each durable in its parent."""
+def make_folder(folder: Path, *, flush: bool = True) -> None:
+    """Makes the folder and those above it, each durable in its parent; not yet durable without `flush`."""
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    make_folder(folder.parent, flush=flush)
     folder.mkdir(mode=0o700, exist_ok=True)
-    flush_folder(folder.parent)
+    if flush:
+        flush_folder(folder.parent)
+
+
+def flush_folders(folder: Path, top: Path) -> None:
+    """Makes what is in `folder`, and the folder in those above it up to `top`, durable. Folders that nobody changed
+    since they were flushed cost nothing."""
+    flush_folder(folder)
+    while folder != top:
+        folder = folder.parent
+        flush_folder(folder)
 
 
 def remove_dead_parts(folder: Path, pattern: str) -> None:
@@ -92,12 +102,15 @@ class PartFile:
         os.fsync(self._descriptor)
 
     def publish(self, target: Path) -> None:
-        """Gives the flushed file its final name, durably."""
+        """Gives the flushed file its final name. It counts once `settle` returns."""
         self.path.rename(target)
+
+    def settle(self, target: Path, top: Path) -> None:
+        """Makes the name durable, in folders up to `top`. Slow: call it outside locks."""
         try:
-            flush_folder(target.parent)
+            flush_folders(target.parent, top)
         except OSError:
-            target.unlink()  # what may vanish in a power cut must not count
+            target.unlink(missing_ok=True)  # what may vanish in a power cut must not count
             raise
         self.close()
 

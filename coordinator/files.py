@@ -73,6 +73,7 @@ class FileContentWriter:
                 part.flush()
                 with self._lock:
                     part.publish(self._folder / digest)
+                part.settle(self._folder / digest, self._folder)
         except StorageError:
             self.abort()
             raise
@@ -207,7 +208,7 @@ class FileSpool:
             if upload is not None:
                 return upload.receipt.check_begin(length)
             folder = self._sum_folder(key)
-            make_folder(folder.absolute())
+            make_folder(folder, flush=False)
             self._uploads[key] = _Upload(folder, key.institution, length)
             return 0
 
@@ -293,8 +294,15 @@ class FileSpool:
                 with self._lock:
                     if self._uploads.get(key) is not upload:
                         raise upload_missing()  # discarded while it was flushed
-                    upload.part.publish(self._sum_folder(key) / f"{key.institution}.{digest}")
-                    del self._uploads[key]
+                    target = self._sum_folder(key) / f"{key.institution}.{digest}"
+                    upload.part.publish(target)
+                try:
+                    upload.part.settle(target, self._folder)
+                finally:
+                    with self._lock:
+                        # Only now it counts: until here the same trailer, sent again, waits for this upload's lock.
+                        if self._uploads.pop(key, None) is not upload:
+                            raise upload_missing()  # discarded while its name was flushed
         except (UploadMismatchError, StorageError):
             # After a failed flush the kernel may have dropped the bytes and call the next flush a success.
             self._forget(key, upload)
@@ -304,7 +312,7 @@ class FileSpool:
         """Whether this very upload is complete; raises UploadConflictError if another one is."""
         with self._lock, storage(self._folder):
             path = self._complete_path(key)
-            if path is None:
+            if path is None or key in self._uploads:
                 return False
             if path.suffix != f".{digest}":
                 raise complete_already()

@@ -17,7 +17,7 @@ from federation.fixed_point import ModelEncoding, mean_trajectory, read_weight
 from federation.rounds import ComponentDigests
 from federation.server_optimisers import ServerOptimiserSettings, apply
 from federation.thinning import BLOCK, RUN, Thinning, apply_to
-from federation.vectors import ContentStore, VectorReader
+from federation.vectors import ContentStore, VectorReader, commit_all
 from security.secure_sum.fold import fold
 from security.secure_sum.recover import PartOpening
 
@@ -92,7 +92,7 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
         StorageError: the disk failed or is full; nothing was committed, the job can be done again.
         WeightError: an opened sum of weights is not positive.
     """
-    words = dict(job.words) or {opening.part.name: _fold(job, opening, content) for opening in job.openings}
+    words = dict(job.words) or _fold_all(job, content)
     components: dict[str, ComponentDigests] = {}
     if job.settings is not None and not job.only_folds:
         for opening in job.openings:
@@ -105,14 +105,17 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
     return FoldResult(words, components)
 
 
-def _fold(job: FoldJob, opening: PartOpening, content: ContentStore) -> str:
-    uploads = {i: (job.uploads[i], job.offsets[i, opening.part.name]) for i in opening.alive}
-    writer = content.writer()
+def _fold_all(job: FoldJob, content: ContentStore) -> dict[str, str]:
+    writers = {opening.part.name: content.writer() for opening in job.openings}
     try:
-        fold(opening, uploads, writer.write)
-        return writer.commit()
+        for opening in job.openings:
+            name = opening.part.name
+            uploads = {i: (job.uploads[i], job.offsets[i, name]) for i in opening.alive}
+            fold(opening, uploads, writers[name].write)
+        return dict(zip(writers, commit_all(list(writers.values())), strict=True))
     finally:
-        writer.abort()
+        for writer in writers.values():
+            writer.abort()
 
 
 def read_words(content: ContentStore, digest: str) -> npt.NDArray[np.uint64]:
@@ -159,7 +162,8 @@ def _advance(
             writers[""].write(w[:count].data)
             for slot, values in now.items():
                 writers[slot].write(values.data)
-        return ComponentDigests(writers[""].commit(), {slot: writers[slot].commit() for slot in slots})
+        weights_digest, *others = commit_all([writers[""], *(writers[slot] for slot in slots)])
+        return ComponentDigests(weights_digest, dict(zip(slots, others, strict=True)))
     finally:
         for writer in writers.values():
             writer.abort()

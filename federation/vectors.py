@@ -10,6 +10,8 @@ it counts when it is complete, never in part.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,6 +21,7 @@ from security.errors import ConsiliumError, LocalMisuseError, ProtocolError
 
 Buffer = bytes | bytearray | memoryview
 
+COMMITS_AT_ONCE: Final = 16
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _RUN: Final = re.compile(r"[0-9a-f]{2,128}")
 _SUM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -174,6 +177,16 @@ class ContentWriter(Protocol):
 
     def abort(self) -> None:
         """Forgets everything written. Does nothing after `commit` or a second time."""
+
+
+def commit_all(writers: Sequence[ContentWriter]) -> list[str]:
+    """Commits several contents side by side, since a disk flushes many in the time of one; their digests, in order.
+
+    Raises:
+        StorageError: one of them was not committed; others may have been, and are nobody's until they are named.
+    """
+    with ThreadPoolExecutor(max(1, min(len(writers), COMMITS_AT_ONCE))) as pool:
+        return list(pool.map(lambda writer: writer.commit(), writers))
 
 
 class ContentStore(Protocol):
