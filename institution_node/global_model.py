@@ -73,7 +73,16 @@ class GlobalModel:
 
     @property
     def weights(self) -> dict[str, Float32]:
-        """Component to float32[size], read-only: w(t), or w(t+1) once the sum was followed. After `load`."""
+        """Component to float32[size], read-only: w(t), or w(t+1) once the sum was followed. After `load`.
+
+        Raises:
+            TranscriptError: a component is neither: its sum broke off, or was not what the coordinator said.
+        """
+        for name, kept in self._kept.items():
+            if kept.now is None or kept.now != self._wanted.get(name):
+                raise TranscriptError(
+                    f"{name} is not at the round's weights here.", remedy="Nothing to do: it is fetched again."
+                )
         return {name: kept.weights.array() for name, kept in self._kept.items()}
 
     def load(self, round_: int, states: Mapping[str, ComponentDigests], memory: RunMemory) -> None:

@@ -123,7 +123,12 @@ class LocalRun:
         """See RoundWork."""
         opening = digest(round_start)
         if self._round is not None and self._round.opening == opening:
+            if self._prepared is not None and start.round > 0:
+                # What was shown since, an opened sum that nobody signed, must not be what this round trains on.
+                states = ComponentDigests.all_from(start.components)
+                self._prepared.model.load(start.round, states, self._context.recall())
             return self._round.sums  # another attempt of the same round: the same vectors under new masks
+        self._round = None  # an opening that fails may have moved the model: no round stands on it
         if start.round == 0:
             sums = self._context.cohorts.setup_sums()
             rows = self._train_rows.tolist()

@@ -1,0 +1,138 @@
+"""A coordinator that wants one institution to train on a model of its own, under the transcript of everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from consilium.v1 import round_pb2
+from consilium.v1 import service_pb2 as pb
+
+from coordinator.folding import UpdateSettings, _advance
+from federation.fixed_point import encode_update, weight_vector
+from federation.rounds import ComponentDigests
+from federation.settings import model_encoding, optimiser_settings
+from federation.thinning import Thinning
+from institution_node.trainer import Trajectory
+from security.secure_sum.messages import SurvivorList
+from tests.institution_node.test_session import VICTIM, started, until
+from tests.small_federation import RecordingRun, SmallFederation
+
+Weights = dict[str, np.ndarray]
+
+
+def copied(weights: Mapping[str, np.ndarray]) -> Weights:
+    return {name: np.array(values) for name, values in weights.items()}
+
+
+def at_round_1() -> tuple[SmallFederation, str, pb.Directive, Weights]:
+    """The victim has joined attempt 1 of round 1; what it was shown, and w(1)."""
+    federation = started()
+    name = federation.plan.roster[VICTIM]
+    honest = pb.Directive()
+    honest.CopyFrom(until(federation, 1, "make_keys", name))
+    reply = federation.participants[name].session.handle(honest)
+    assert reply.message is not None
+    assert reply.message.WhichOneof("message") == "keys"
+    prepared = federation.works[name]._prepared
+    assert prepared is not None
+    return federation, name, honest, copied(prepared.model.weights)
+
+
+def trained_on(work: RecordingRun) -> Weights:
+    """What the institution trains on when it is asked for its update next."""
+    prepared, state = work._prepared, work._round
+    assert prepared is not None
+    assert state is not None
+    seen: list[Weights] = []
+    train = prepared.trainer.train
+
+    def watched(weights: Mapping[str, np.ndarray], *rest: Any) -> Trajectory:
+        seen.append(copied(weights))
+        return train(weights, *rest)
+
+    prepared.trainer.train = watched  # type: ignore[method-assign]  # passes everything on
+    which = state.sums[0]
+    work.sources(which, tuple(p for p in which.parts if work._context.institution in p.contributors))
+    assert len(seen) == 1
+    return seen[0]
+
+
+def test_an_opening_that_fails_half_way_does_not_leave_its_model_to_the_round_before() -> None:
+    """Round 2 is opened with chosen weights, the last of them of a wrong size, and then round 1 goes on."""
+    federation, name, honest, true = at_round_1()
+    session, work = federation.participants[name].session, federation.works[name]
+    evil = pb.Directive()
+    evil.CopyFrom(honest)
+    start = round_pb2.RoundStart.FromString(evil.make_keys.round_start)
+    start.round = 2
+    owned = [c for c in start.components if c.component in true]
+    for component in owned:
+        chosen = np.full(true[component.component].size, 0.123, np.float32).tobytes()
+        component.weights = federation.coordinator.content.put(b"abc" if component is owned[-1] else chosen)
+    evil.make_keys.round_start = start.SerializeToString(deterministic=True)
+    refused = session.handle(evil)
+    assert refused.message is not None
+    assert refused.message.WhichOneof("message") == "withdrawal"
+
+    honest.make_keys.attempt = 2
+    joined = session.handle(honest)
+    assert joined.message is not None
+    assert joined.message.WhichOneof("message") == "keys"
+    found = trained_on(work)
+    assert all(np.array_equal(found[component], true[component]) for component in true)
+
+
+def invented_sum(federation: SmallFederation, work: RecordingRun, honest: pb.Directive, cohort: list[str]) -> bytes:
+    """An opened sum of `updates` that nobody uploaded for and nobody signed, with the weights that follow from it."""
+    assert work._round is not None
+    plan, content = federation.plan, federation.coordinator.content
+    start = round_pb2.RoundStart.FromString(honest.make_keys.round_start)
+    states = ComponentDigests.all_from(start.components)
+    opened = round_pb2.OpenedSum(sum="updates")
+    for part in work._round.sums[0].parts:
+        encoding = model_encoding(plan, len(part.contributors))
+        size = part.length - encoding.weight_words
+        words = np.empty(part.length, encoding.word_type)
+        encode_update(np.full(size, 0.05, np.float32), 1.0, encoding, words[:size])
+        words[size:] = weight_vector(1.0, encoding)
+        digest = content.put(words.tobytes())
+        made = next_weights(federation, digest, states[part.name], part.name, len(part.contributors))
+        opened.parts.add(part=part.name, words=digest)
+        opened.components.add(component=part.name, weights=made.weights, slots=dict(made.slots))
+    member = federation.participants[work._context.institution].session._member
+    assert member is not None
+    listed = SurvivorList(
+        member.attempt.context, "updates", bytes(32), tuple(sorted(cohort)), (), tuple(bytes(64) for _ in cohort)
+    )
+    opened.list = listed.encode()
+    return opened.SerializeToString(deterministic=True)
+
+
+def next_weights(
+    federation: SmallFederation, words: str, current: ComponentDigests, name: str, contributors: int
+) -> ComponentDigests:
+    encoding = model_encoding(federation.plan, contributors)
+    settings = UpdateSettings(
+        {name: encoding}, lambda _, parameters: Thinning(parameters), optimiser_settings(federation.plan)
+    )
+    return _advance(federation.run.content, name, words, current, settings)
+
+
+def test_an_opened_sum_that_nobody_signed_does_not_move_what_the_round_trains_on() -> None:
+    """Shown in attempt 1, before the institution has trained; in attempt 2 it is asked for its update."""
+    federation, name, honest, true = at_round_1()
+    session, work = federation.participants[name].session, federation.works[name]
+    lie = pb.Directive()
+    lie.CopyFrom(until(federation, 1, "contribute", name))
+    lie.contribute.opened.append(invented_sum(federation, work, honest, list(lie.contribute.cohort)))
+    lie.contribute.sum = "statistics"
+    session.handle(lie)
+
+    honest.make_keys.attempt = 2
+    joined = session.handle(honest)
+    assert joined.message is not None
+    assert joined.message.WhichOneof("message") == "keys"
+    found = trained_on(work)
+    assert all(np.array_equal(found[component], true[component]) for component in true)
