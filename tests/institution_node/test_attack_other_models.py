@@ -48,11 +48,11 @@ def trained_on(work: RecordingRun) -> Weights:
     seen: list[Weights] = []
     train = prepared.trainer.train
 
-    def watched(weights: Mapping[str, np.ndarray], *rest: Any) -> Trajectory:
+    def watched(weights: Mapping[str, np.ndarray], *rest: Any) -> Trajectory[Any]:
         seen.append(copied(weights))
         return train(weights, *rest)
 
-    prepared.trainer.train = watched  # type: ignore[method-assign]  # passes everything on
+    prepared.trainer.train = watched  # type: ignore[method-assign, assignment]  # passes everything on
     which = state.sums[0]
     work.sources(which, tuple(p for p in which.parts if work._context.institution in p.contributors))
     assert len(seen) == 1
@@ -67,10 +67,13 @@ def test_an_opening_that_fails_half_way_does_not_leave_its_model_to_the_round_be
     evil.CopyFrom(honest)
     start = round_pb2.RoundStart.FromString(evil.make_keys.round_start)
     start.round = 2
-    owned = [c for c in start.components if c.component in true]
-    for component in owned:
-        chosen = np.full(true[component.component].size, 0.123, np.float32).tobytes()
-        component.weights = federation.coordinator.content.put(b"abc" if component is owned[-1] else chosen)
+    prepared = work._prepared
+    assert prepared is not None
+    last = prepared.model.components[-1]
+    for component in start.components:
+        if component.component in true:
+            chosen = np.full(true[component.component].size, 0.123, np.float32).tobytes()
+            component.weights = federation.coordinator.content.put(b"abc" if component.component == last else chosen)
     evil.make_keys.round_start = start.SerializeToString(deterministic=True)
     refused = session.handle(evil)
     assert refused.message is not None
@@ -114,9 +117,8 @@ def next_weights(
     federation: SmallFederation, words: str, current: ComponentDigests, name: str, contributors: int
 ) -> ComponentDigests:
     encoding = model_encoding(federation.plan, contributors)
-    settings = UpdateSettings(
-        {name: encoding}, lambda _, parameters: Thinning(parameters), optimiser_settings(federation.plan)
-    )
+    optimiser = optimiser_settings(federation.plan)
+    settings = UpdateSettings({name: encoding}, lambda _, parameters: Thinning(parameters), optimiser)
     return _advance(federation.run.content, name, words, current, settings)
 
 
