@@ -43,6 +43,7 @@ bench: $(VENV)/.demo ## Secure rounds, as a table and bench/results.json
 	$(BIN)/python -m deploy.bench
 
 bench-large: $(VENV)/.demo ## Up to 300 institutions, and the paper's 513.7 million parameters (50 GB of disk)
+	$(BIN)/python -m deploy.bench_scaling
 	$(BIN)/python -m deploy.bench --set many --passes 1
 	$(BIN)/python -m deploy.bench_large
 

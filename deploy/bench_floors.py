@@ -17,6 +17,8 @@ from federation.rounds import UPDATES
 from federation.server_optimisers import state_slots
 from institution_node.model_files import MEMORY_BYTES
 from security.ckks.encoding import ciphertext_bytes
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH
+from security.secure_sum.graph_bound import neighbours_for
 from security.secure_sum.spec import Part
 
 Kind = Literal["keystream", "tls", "hash", "disk"]
@@ -139,6 +141,9 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
     """
     vanished, slots = frozenset(gone), len(state_slots(plan.server_optimiser.kind))
     components = layout(plan, dict(widths)).components
+    n, drawn = len(plan.institutions), None
+    if n > MAX_COMPLETE_GRAPH:
+        drawn = neighbours_for(n, plan.secure_sum.max_colluders).neighbours
     return [
         ComponentLoad(
             parameters=c.size,
@@ -149,6 +154,7 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
             masked=plan.secure_sum.backend != "none",
             ciphertext=_ciphertext(c) if UPDATES in plan.secure_sum.ckks else 0,
             filed=4 * c.size * (1 + slots) > MEMORY_BYTES,
+            neighbours=drawn if len(c.owners) > MAX_COMPLETE_GRAPH else None,
         )
         for c in components.values()
         if c.shared
