@@ -211,7 +211,8 @@ class Run:
 
     def take_opening(self, signed: Signed, now: datetime) -> None:
         """Opened shares; see `Aggregator.take_opening` for the errors."""
-        self._attempt_for(signed.signer).machine.take_opening(signed)
+        attempt = self._attempt_for(signed.signer)
+        attempt.machine.take_opening(signed, attempt.withdrawn.keys())
         self.tick(now)
 
     def withdraw(self, institution: str, round_: int, attempt: int, code: str, now: datetime) -> None:

@@ -20,7 +20,7 @@ def encryption_problems(plan: Plan) -> Iterator[Problem]:
     if settings.ckks and settings.coordinator_colludes:
         yield Problem(
             ("secure_sum", "coordinator_colludes"),
-            "encrypted sums are open to a coordinator that colludes with one holder of the key.",
+            "encrypted sums are open to a coordinator that colludes with any one institution.",
             "Write coordinator_colludes = false if you vouch that it does not, or leave `ckks` out: masks stand it.",
         )
     if not settings.ckks and not settings.coordinator_colludes:

@@ -14,6 +14,7 @@ from security.ckks.messages import Decryption, EncryptionKey
 from security.secure_sum import derive
 from security.secure_sum.errors import (
     MalformedMessageError,
+    OutOfPhaseError,
     SecureSumError,
     TooFewMembersError,
     UnknownMemberError,
@@ -56,14 +57,18 @@ class EncryptedAggregator(JournalledAggregator):
         """
         known = self.encryption_key
         if encryption_key is not None:
-            if known is not None and known.payload != encryption_key.payload and known.signer == sender:
-                open_signed(self.attempt, encryption_key, derive.TAG_ENCRYPTION_KEY, EncryptionKey.decode)
-                raise equivocation(known, encryption_key)
             if encryption_key.signer != sender:
                 raise MalformedMessageError("an encryption key was sent under another's name.", culprits=(sender,))
             if known is None:
                 self._after(AggregatorStep.TAKE_SHARES)
                 keys.open_offer(self.attempt, encryption_key, self._keys_digest, self.keys)
+            elif sender != known.signer:  # the maker's: `open_offer` took no other
+                raise MalformedMessageError(
+                    f"{sender!r} deals an encryption key that another makes.", culprits=(sender,)
+                )
+            elif encryption_key.payload != known.payload:
+                open_signed(self.attempt, encryption_key, derive.TAG_ENCRYPTION_KEY, EncryptionKey.decode)
+                raise equivocation(known, encryption_key)
         elif self.keys and keys.holders(self.attempt, self.keys)[0] == sender and known is None:
             raise MalformedMessageError(f"{sender!r} makes the encryption key, and deals none.", culprits=(sender,))
         super().take_shares(sender, messages, encryption_key)
@@ -117,14 +122,15 @@ class EncryptedAggregator(JournalledAggregator):
         listed = SurvivorList.decode(self.current.payload)
         return {digest.hex(): name for name, digest in zip(listed.alive, listed.hashes, strict=True)}
 
-    def take_opening(self, signed: Signed) -> None:
+    def take_opening(self, signed: Signed, gone: Set[str] = frozenset()) -> None:
         """See `Aggregator`; of an encrypted sum it is a decryption.
 
         Raises:
+            OutOfPhaseError: by a holder that was not asked: it would decide the sum in the place of who is.
             DecryptionsDifferError: two holders decrypted one fold to different words.
         """
         if not self._encrypted:
-            super().take_opening(signed)
+            super().take_opening(signed, gone)
             return
         self._after(AggregatorStep.TAKE_OPENING)
         current, sender = self.current, signed.signer
@@ -134,6 +140,8 @@ class EncryptedAggregator(JournalledAggregator):
         message = open_signed(self.attempt, signed, derive.TAG_DECRYPTION, Decryption.decode)
         if sender not in keys.holders(self.attempt, self.keys):
             raise UnknownMemberError(f"{sender!r} does not hold the encryption key.")
+        if sender not in self.asked(gone) and (current.name, sender) not in self._passed:
+            raise OutOfPhaseError(f"{sender!r} was not asked to decrypt.", remedy="Ask for the next directive.")
         if message.sum != current.name or message.list_digest != sha256(current.payload):
             raise WrongContextError(f"{sender!r} decrypts for another survivor list.", place=sender)
         if known is not None:

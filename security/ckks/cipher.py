@@ -17,7 +17,14 @@ from typing import Any, Final
 import numpy as np
 import tenseal as ts
 
-from security.ckks.encoding import DEGREE, MAX_CIPHERTEXT_BYTES, MODULI_BITS, SLOTS, Slots
+from security.ckks.encoding import (
+    DEGREE,
+    MAX_CIPHERTEXT_BYTES,
+    MODULI_BITS,
+    SLOTS,
+    DamagedCiphertextError,
+    Slots,
+)
 from security.ckks.messages import MAX_KEY_BYTES
 from security.secure_sum.errors import MalformedMessageError
 
@@ -80,8 +87,8 @@ class SecretKey:
     def __repr__(self) -> str:
         return "SecretKey(omitted)"
 
-    def add(self, total: Any, blob: bytes, scale: float) -> Any:
-        """`total` (None: nothing yet) and one more ciphertext.
+    def parse(self, blob: bytes, scale: float) -> Any:
+        """One ciphertext, for `add`. All that `add` needs is checked here, where it is known whose bytes they are.
 
         Raises:
             MalformedMessageError: no ciphertext of these parameters and this scale.
@@ -91,12 +98,25 @@ class SecretKey:
         try:
             vector = ts.ckks_vector_from(self._context, wrapped)
             (inner,) = vector.ciphertext()
-            sound = inner.scale == scale and inner.size() == 2 and inner.coeff_modulus_size() == 1
-            if sound:
-                return vector if total is None else total.add_(vector)
+            shape = inner.size(), inner.coeff_modulus_size(), inner.is_ntt_form()
+            sound = inner.scale == scale and shape == (2, 1, True)
         except Exception as error:  # whatever the C++ side throws
             raise MalformedMessageError("a ciphertext does not parse.") from error
-        raise MalformedMessageError("a ciphertext is of other parameters.")
+        if not sound:
+            raise MalformedMessageError("a ciphertext is of other parameters.")
+        return vector
+
+    def add(self, total: Any, ciphertext: Any) -> Any:
+        """`total` (None: nothing yet) and one more parsed ciphertext.
+
+        Raises:
+            DamagedCiphertextError: they do not add up, as where one is minus the others. It names nobody: whoever is
+                added last need not be who made the rest so.
+        """
+        try:
+            return ciphertext if total is None else total.add_(ciphertext)
+        except Exception as error:  # whatever the C++ side throws
+            raise DamagedCiphertextError("the ciphertexts of a fold do not add up.") from error
 
     def decrypt(self, total: Any) -> Slots:
         """The numbers in a fold: float64[SLOTS]."""
@@ -108,7 +128,7 @@ def matches(public: PublicKey, secret: SecretKey) -> bool:
     probe = np.arange(SLOTS, dtype=np.float64)
     scale = 2.0**30
     try:
-        opened = secret.decrypt(secret.add(None, public.encrypt(probe, scale), scale))
+        opened = secret.decrypt(secret.parse(public.encrypt(probe, scale), scale))
     except MalformedMessageError:
         return False
     return bool(np.all(np.abs(opened - probe) < 0.1))

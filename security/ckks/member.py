@@ -6,7 +6,7 @@ floors, no differencing. Here is what differs: one key for all, ciphertexts for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from security.ckks import keys
@@ -163,8 +163,6 @@ class EncryptingMember(Member):
         self, secret: SecretKey, listed: SurvivorList, parts: Sequence[Part], fetch: Fetch
     ) -> dict[str, list[Any]]:
         """Adds the listed uploads, one after the other. Nothing of one upload is parsed before its hash is checked."""
-        from security.ckks.upload import ciphertexts, frames
-
         folds: dict[str, list[Any]] = {p.name: [None] * SlotCode.for_part(p).ciphertexts(p.length) for p in parts}
         for name, digest in zip(listed.alive, listed.hashes, strict=True):
             data = fetch(digest.hex())
@@ -173,16 +171,27 @@ class EncryptingMember(Member):
                     "the coordinator shows another upload than the signed list names.",
                     remedy="Nothing was decrypted.",
                 )
-            try:
-                found = frames(memoryview(data), self.attempt.uploaded_parts(listed.sum, self._cohort, name))
-                for part in parts:
-                    scale, fold = SlotCode.for_part(part).scale, folds[part.name]
-                    for k, ciphertext in enumerate(ciphertexts(found.get(part.name, memoryview(b"")))):
-                        fold[k] = secret.add(fold[k], ciphertext, scale)
-            except MalformedMessageError as error:
-                error.culprits = (name,)  # it signed the hash of these bytes
-                raise
+            uploaded = self.attempt.uploaded_parts(listed.sum, self._cohort, name)
+            for fold, k, ciphertext in self._parsed(secret, name, data, uploaded, parts):
+                folds[fold][k] = secret.add(folds[fold][k], ciphertext)
         return folds
+
+    @staticmethod
+    def _parsed(
+        secret: SecretKey, name: str, data: bytes | bytearray, uploaded: Sequence[Part], parts: Sequence[Part]
+    ) -> Iterator[tuple[str, int, Any]]:
+        """Part, position and ciphertext of all of one upload that is folded. What is wrong with it is its sender's."""
+        from security.ckks.upload import ciphertexts, frames
+
+        try:
+            found = frames(memoryview(data), uploaded)
+            for part in parts:
+                scale = SlotCode.for_part(part).scale
+                for k, blob in enumerate(ciphertexts(found.get(part.name, memoryview(b"")))):
+                    yield part.name, k, secret.parse(blob, scale)
+        except MalformedMessageError as error:
+            error.culprits = (name,)  # it signed the hash of these bytes
+            raise
 
     @staticmethod
     def _decrypt(secret: SecretKey, part: Part, fold: Sequence[Any], summed: int) -> bytes:

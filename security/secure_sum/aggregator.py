@@ -347,8 +347,12 @@ class Aggregator:
         check_signatures(self.attempt, self.current.payload, tuple(self.current.signatures.values()), self.members)
         self.phase = after
 
-    def take_opening(self, signed: Signed) -> None:
+    def take_opening(self, signed: Signed, gone: Set[str] = frozenset()) -> None:
         """Takes the shares that one shareholder opens; wrong ones are refused, and named in `blamed`.
+
+        Args:
+            signed: the shares.
+            gone: as for `asked`. Under masks every shareholder is asked, whoever else is gone.
 
         Raises:
             BadShareError: a share is not what its dealer committed to: the shareholder is the culprit.

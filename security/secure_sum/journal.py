@@ -5,7 +5,7 @@ Replaying goes through the same checks as the first time, so a damaged record is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Final, TypeVar
 
 from consilium.v1 import secure_sum_pb2 as pb
@@ -35,7 +35,10 @@ class JournalledAggregator(Aggregator):
 
     def take_keys(self, signed: Signed) -> None:
         """See `Aggregator`."""
+        repeated = signed.signer in self.keys
         super().take_keys(signed)
+        if repeated:
+            return
         self._note(pb.JournalEntry(keys=signed.to_proto()))
 
     def close_keys(self) -> None:
@@ -56,7 +59,10 @@ class JournalledAggregator(Aggregator):
     def take_shares(self, sender: str, messages: Iterable[Signed], encryption_key: Signed | None = None) -> None:
         """See `Aggregator`."""
         envelopes = tuple(messages)
+        repeated = sender in self.shares  # then nothing is new, or it is refused; only signatures could differ
         super().take_shares(sender, envelopes, encryption_key)
+        if repeated:
+            return
         dealt = pb.DealtShares(sender=sender, messages=[e.to_proto() for e in envelopes])
         if encryption_key is not None:
             dealt.encryption_key.CopyFrom(encryption_key.to_proto())
@@ -85,7 +91,10 @@ class JournalledAggregator(Aggregator):
 
     def take_signature(self, signed: Signed) -> None:
         """See `Aggregator`."""
+        repeated = signed.signer in self.current.signatures
         super().take_signature(signed)
+        if repeated:
+            return
         self._note(pb.JournalEntry(signature=signed.to_proto()))
 
     def decide(self) -> None:
@@ -93,9 +102,12 @@ class JournalledAggregator(Aggregator):
         super().decide()
         self._note(pb.JournalEntry(decide=pb.Decide()))
 
-    def take_opening(self, signed: Signed) -> None:
+    def take_opening(self, signed: Signed, gone: Set[str] = frozenset()) -> None:
         """See `Aggregator`."""
-        super().take_opening(signed)
+        repeated = signed.signer in self.current.openings
+        super().take_opening(signed, gone)
+        if repeated:
+            return
         self._note(pb.JournalEntry(opening=signed.to_proto()))
 
     def close_sum(self) -> None:
@@ -153,7 +165,9 @@ def restore(machine: M, journal: bytes) -> M:
             case "decide":
                 machine.decide()
             case "opening":
-                machine.take_opening(Signed.from_proto(entry.opening))
+                opening = Signed.from_proto(entry.opening)
+                # Who had left or was passed over is not in the record; that it was taken says that it was asked.
+                machine.take_opening(opening, machine.members - {opening.signer})
             case "close_sum":
                 machine.close_sum()
     assert isinstance(machine.phase, AggregatorPhase)

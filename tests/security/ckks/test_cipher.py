@@ -16,6 +16,7 @@ from security.ckks.encoding import MAX_CIPHERTEXT_BYTES, NOISE, SLOTS, DamagedCi
 from security.secure_sum.errors import MalformedMessageError
 from security.secure_sum.masks import word_type
 from security.secure_sum.spec import Ring
+from tests.security.ckks.forged import minus, zero_ciphertext
 
 PUBLIC, SECRET = make_key()
 PUBLIC_KEY, SECRET_KEY = PublicKey(PUBLIC), SecretKey(SECRET)
@@ -30,7 +31,7 @@ def ciphertext(words: object = range(10)) -> bytes:
 def opened(*blobs: bytes, secret: SecretKey = SECRET_KEY, length: int = 10) -> list[int]:
     total = None
     for blob in blobs:
-        total = secret.add(total, blob, CODE.scale)
+        total = secret.add(total, secret.parse(blob, CODE.scale))
     return CODE.from_slots(secret.decrypt(total), length, len(blobs)).tolist()  # type: ignore[no-any-return]
 
 
@@ -44,7 +45,9 @@ def test_whole_words_at_both_ends_of_the_ring_add_up_exactly(ring: Ring, members
     vectors[0][:], vectors[-1][::2] = 2**ring - 1, 0
     total = None
     for vector in vectors:
-        total = SECRET_KEY.add(total, PUBLIC_KEY.encrypt(code.to_slots(vector), code.scale), code.scale)
+        total = SECRET_KEY.add(
+            total, SECRET_KEY.parse(PUBLIC_KEY.encrypt(code.to_slots(vector), code.scale), code.scale)
+        )
     expected = np.sum(vectors, axis=0, dtype=kind)
     assert code.from_slots(SECRET_KEY.decrypt(total), code.words, members).tolist() == expected.tolist()
 
@@ -52,7 +55,7 @@ def test_whole_words_at_both_ends_of_the_ring_add_up_exactly(ring: Ring, members
 def test_the_noise_is_what_the_encoding_counts_on() -> None:
     values = np.zeros(SLOTS)
     deviations = [
-        np.std(SECRET_KEY.decrypt(SECRET_KEY.add(None, PUBLIC_KEY.encrypt(values, 2.0**17), 2.0**17)) * 2.0**17)
+        np.std(SECRET_KEY.decrypt(SECRET_KEY.parse(PUBLIC_KEY.encrypt(values, 2.0**17), 2.0**17)) * 2.0**17)
         for _ in range(40)
     ]
     assert 0.9 * NOISE < float(np.mean(deviations)) < NOISE
@@ -99,7 +102,7 @@ GARBAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("spoil", GARBAGE.values(), ids=GARBAGE)
 def test_bytes_that_are_none_are_refused(spoil: Callable[[bytes], bytes]) -> None:
     with pytest.raises(MalformedMessageError):
-        SECRET_KEY.add(None, spoil(ciphertext()), CODE.scale)
+        SECRET_KEY.parse(spoil(ciphertext()), CODE.scale)
     with pytest.raises(MalformedMessageError):
         PublicKey(spoil(PUBLIC))
     with pytest.raises(MalformedMessageError):
@@ -120,4 +123,25 @@ def test_damaged_bytes_never_end_the_process_and_never_open_another_sum_unseen(d
 def test_a_ciphertext_of_another_scale_is_refused() -> None:
     other = PUBLIC_KEY.encrypt(CODE.to_slots(np.arange(10, dtype=np.uint32)), 2 * CODE.scale)
     with pytest.raises(MalformedMessageError, match="other parameters"):
-        SECRET_KEY.add(None, other, CODE.scale)
+        SECRET_KEY.parse(other, CODE.scale)
+
+
+def test_a_ciphertext_out_of_ntt_form_is_refused_before_it_is_added() -> None:
+    zero = SECRET_KEY.parse(zero_ciphertext(CODE.scale, ntt_form=True), CODE.scale)
+    total = SECRET_KEY.add(zero, SECRET_KEY.parse(ciphertext(), CODE.scale))
+    assert CODE.from_slots(SECRET_KEY.decrypt(total), 10, 1).tolist() == list(range(10))  # so it is the form alone:
+    with pytest.raises(MalformedMessageError, match="other parameters"):
+        SECRET_KEY.parse(zero_ciphertext(CODE.scale, ntt_form=False), CODE.scale)
+
+
+def test_ciphertexts_that_do_not_add_up_name_nobody() -> None:
+    blob = ciphertext()
+    total = SECRET_KEY.parse(minus(blob, SECRET_KEY, CODE.scale), CODE.scale)
+    with pytest.raises(DamagedCiphertextError) as refused:
+        SECRET_KEY.add(total, SECRET_KEY.parse(blob, CODE.scale))
+    assert refused.value.culprits == ()
+
+
+def test_ciphertexts_can_be_taken_off_a_fold_without_any_key_as_the_threat_model_says() -> None:
+    one, other = ciphertext(range(10)), ciphertext(range(10, 20))
+    assert opened(one, other, minus(other, SECRET_KEY, CODE.scale)) == list(range(10))

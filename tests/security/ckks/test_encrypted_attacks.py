@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from security.ckks import keys
-from security.ckks.aggregator import DecryptionsDifferError
-from security.ckks.cipher import PublicKey, make_key
-from security.ckks.encoding import FRAME_BYTES, DamagedCiphertextError
+from security.ckks.aggregator import DecryptionsDifferError, make_aggregator
+from security.ckks.cipher import PublicKey, SecretKey, make_key
+from security.ckks.encoding import FRAME_BYTES, DamagedCiphertextError, SlotCode
 from security.ckks.member import NotAHolderError
 from security.ckks.messages import DecryptedPart, Decryption, EncryptionKey, content_hash
-from security.ckks.upload import EncryptedUpload, encrypt_part
+from security.ckks.upload import EncryptedUpload, ciphertexts, encrypt_part
 from security.secure_sum import derive
 from security.secure_sum.errors import (
     BadShareError,
@@ -31,12 +32,15 @@ from security.secure_sum.errors import (
     UnprovenUploadError,
     WrongContextError,
 )
+from security.secure_sum.journal import restore
+from security.secure_sum.keys import agree
 from security.secure_sum.messages import Signed, SurvivorList, UploadHeader
 from security.secure_sum.upload import ArrayWords
 from security.secure_sum.verify import sha256
 from security.signing import BadSignatureError
+from tests.security.ckks.forged import minus, zero_ciphertext
 from tests.security.ckks.harness import EncryptedWorld, encrypted_attempt
-from tests.security.secure_sum.harness import NAMES, World, context, identity, make_attempt, refuses
+from tests.security.secure_sum.harness import NAMES, World, aggregator_state, context, identity, make_attempt, refuses
 
 FIVE = NAMES[:5]
 
@@ -58,6 +62,26 @@ def uploaded(**changes: Any) -> EncryptedWorld:
     world.accept()
     world.upload_all("A")
     return world
+
+
+def wrapping_key(world: EncryptedWorld, holder: str) -> bytes:
+    """The key of the sealed secret, as one holder finds it in its box."""
+    offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
+    member, made_for = world.member(holder), (offer.keys_digest, offer.public_key)
+    assert member._secrets is not None
+    shared = agree(member._secrets.share_key, member._keys[offer.sender].share_key, offer.sender)
+    info = keys._box_info(world.attempt, offer.sender, holder, *made_for)
+    (box,) = (b.box for b in offer.boxes if b.receiver == holder)
+    wrapping = AESGCM(derive.derive_key(shared, info)).decrypt(bytes(12), box, info)
+    info = keys._secret_info(world.attempt, offer.sender, *made_for)
+    secret = AESGCM(derive.derive_key(wrapping, info)).decrypt(bytes(12), offer.sealed_secret, info)
+    assert secret == world.member(offer.sender)._made
+    return wrapping
+
+
+def framed(ciphertext: bytes) -> bytes:
+    """An upload of one ciphertext."""
+    return (len(ciphertext).to_bytes(2, "big") + ciphertext).ljust(FRAME_BYTES, b"\0")
 
 
 def cheat(world: EncryptedWorld, name: str, data: bytes, sum_name: str = "A") -> None:
@@ -173,10 +197,12 @@ class TestKeys:
         world = uploaded()
         secret = world.member("north")._made
         assert len(secret) > 60_000
+        wrapping = wrapping_key(world, "south")
         everything = [s.payload for s in world.aggregator.keys.values()]
         everything += [s.payload for by in world.aggregator.shares.values() for s in by.values()]
         everything += [world.aggregator.encryption_key.payload, *world.uploads.values()]  # type: ignore[union-attr]
         assert not any(secret[k : k + 32] in data for data in everything for k in range(16, len(secret) - 32, 997))
+        assert not any(wrapping in data for data in everything)
         offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
         assert [b.receiver for b in offer.boxes] == ["south"]
 
@@ -304,6 +330,28 @@ class TestCiphertexts:
             error = refuses(MalformedMessageError, world["north"].open, signatures, world.fetch("north"))
             assert getattr(error, "culprits", ()) == ("east",)
 
+    def test_nobody_is_named_for_what_another_one_uploaded(self) -> None:
+        """East comes first in the fold and North after it; East alone may be named."""
+        world = dealt()
+        world.accept()
+        (part,) = world.attempt.sum("A").parts
+        cheat(world, "east", framed(zero_ciphertext(SlotCode.for_part(part).scale, ntt_form=False)))
+        signatures = list(world.aggregator.current.signatures.values())
+        error = refuses(MalformedMessageError, world["north"].open, signatures, world.fetch("north"))
+        assert getattr(error, "culprits", ()) == ("east",)
+
+    def test_minus_another_s_ciphertext_names_nobody(self) -> None:
+        world = dealt()
+        world.accept()
+        (part,) = world.attempt.sum("A").parts
+        world.enter("A", FIVE)
+        (victim,) = ciphertexts(memoryview(b"".join(world.mask("A", "north").chunks())))
+        cheat(world, "east", framed(minus(victim, SecretKey(make_key()[1]), SlotCode.for_part(part).scale)))
+        assert SurvivorList.decode(world.lists["A"]).alive[:2] == ("east", "north")
+        signatures = list(world.aggregator.current.signatures.values())
+        error = refuses(DamagedCiphertextError, world["north"].open, signatures, world.fetch("north"))
+        assert getattr(error, "culprits", ()) == ()
+
     def test_an_upload_of_another_size_or_without_its_hash_is_not_admitted(self) -> None:
         world = dealt()
         world.accept()
@@ -335,6 +383,47 @@ class TestCoordinator:
         world.aggregator.take_shares("north", made["north"], key)
         second = signed("north", derive.TAG_ENCRYPTION_KEY, replace(offer, public_key=make_key()[0]).encode())
         refuses(EquivocationError, world.aggregator.take_shares, "north", made["north"], second)
+        junk = Signed("south", b"junk", bytes(64))
+        for late in (foreign, junk):  # the maker's is there now, and another's is no more welcome than before
+            refuses(MalformedMessageError, world.aggregator.take_shares, "south", made["south"], late)
+        assert "south" not in world.aggregator.shares
+
+    def test_what_is_repeated_with_other_junk_does_not_grow_the_journal(self) -> None:
+        world = dealt()
+        machine, size = world.machine, len(world.machine.journal())
+        key = machine.encryption_key
+        assert key is not None
+        for k in range(3):
+            again = [replace(each, signature=bytes([k]) * 64) for each in machine.shares["north"].values()]
+            machine.take_shares("north", again, replace(key, signature=bytes([k]) * 64))
+            shares = list(machine.shares["south"].values())
+            refuses(MalformedMessageError, machine.take_shares, "south", shares, Signed("south", bytes([k]), bytes(64)))
+            machine.take_shares("south", [replace(each, signature=bytes([k]) * 64) for each in shares])
+        assert len(machine.journal()) == size
+
+    def test_a_holder_that_was_not_asked_does_not_decide_the_sum(self) -> None:
+        world = uploaded()
+        for name in FIVE:
+            world.aggregator.take_signature(world[name].sign(world.lists["A"]))
+        world.aggregator.decide()
+        signatures = list(world.aggregator.current.signatures.values())
+        early = world["south"].open(signatures, world.fetch("south"))
+        refuses(OutOfPhaseError, world.aggregator.take_opening, early)
+        assert not world.aggregator.openable
+        world.aggregator.take_opening(early, {"north"})  # north has left, so south is asked
+        assert world.finish_sum("A") == world.expected("A", FIVE)
+
+    def test_who_was_passed_over_may_still_answer_and_a_restart_takes_it_as_well(self) -> None:
+        for first in ("north", "south"):
+            world = uploaded()
+            for name in FIVE:
+                world.aggregator.take_signature(world[name].sign(world.lists["A"]))
+            world.aggregator.decide()
+            assert world.aggregator.pass_on()
+            world.open("A", first)
+            again = restore(make_aggregator(world.attempt), world.machine.journal())
+            assert aggregator_state(again) == aggregator_state(world.aggregator)
+            assert again.openable
 
     def test_a_key_that_no_sum_needs_is_refused(self) -> None:
         key = dealt().aggregator.encryption_key
@@ -366,6 +455,7 @@ class TestCoordinator:
     def test_two_holders_who_decrypt_to_different_words_are_both_named(self) -> None:
         world = uploaded()
         world.sign_and_open("A", FIVE, ["north"])
+        world.aggregator.pass_on()  # so that south is asked as well
         (part,) = world.attempt.sum("A").parts
         digest = sha256(world.lists["A"])
         lie = Decryption(world.attempt.context, "A", "south", digest, (DecryptedPart(part.name, bytes(part.bytes)),))
