@@ -99,6 +99,8 @@ class Aggregator:
                 return  # signed twice, said once
             raise equivocation(known, signed)
         check_keys(self.attempt, message)
+        if message.encode() != signed.payload:
+            raise MalformedMessageError("a key message is not in its one encoding.", culprits=(signed.signer,))
         self._distinct.add(signed.signer, message)
         self.keys[signed.signer] = signed
         self._key_messages[signed.signer] = message

@@ -30,7 +30,7 @@ class SparseGraph:
     Attributes:
         neighbours: k, even: mask neighbours and shareholders of each institution, half on either side of it.
         share_threshold: shares that give an institution's secret back, of the k that its neighbours hold. Above
-            `max_colluders`; more only makes it harder to lose.
+            `max_colluders`; a higher one is harder to steal, and easier to lose.
         complete_up_to: parts with at most so many contributors are masked over their complete graph.
     """
 

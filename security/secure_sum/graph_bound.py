@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from math import comb
+from math import ceil, comb
 from typing import Final
 
 from security.errors import ConfigurationError
@@ -40,8 +40,8 @@ def neighbours_for(
     Half of 2^−σ goes to the masks, half to the shares. The share threshold is the largest that the shares' half allows.
 
     Args:
-        institutions: of the roster, from `MAX_COMPLETE_GRAPH` + 1 on. An attempt of fewer of them
-            is no worse: every count of the bound falls with them.
+        institutions: of the roster, from `MAX_COMPLETE_GRAPH` + 1 on. The dropouts are rounded up: an attempt
+            of m fewer of them, whose ⌊m · dropout⌋ are never a larger part, is within the bound too (`TestBound`).
         max_colluders: institutions that may collude with the coordinator.
         dropout: part that may vanish, from 0 to below 1.
         security_bits: σ.
@@ -49,7 +49,7 @@ def neighbours_for(
     Raises:
         ConfigurationError: no number of neighbours does.
     """
-    gone = int(institutions * dropout)
+    gone = ceil(institutions * dropout)
     for neighbours in range(2 * (max_colluders // 2 + 1), institutions - 1, 2):
         if torn_probability(institutions, gone, neighbours, max_colluders) * 2 ** (security_bits + 1) > 1:
             continue

@@ -101,8 +101,10 @@ class Meeting:
         """Checks the signatures of the key messages of those with whom this institution shares something.
 
         Where the graph is complete that is everybody, and was done. In a large one the others' say nothing to it: no
-        share is sealed for them, and no mask is theirs. An institution that is shown another key than its own goes no
-        further, and whoever is listed as alive proves by its upload that it was shown the same keys (rule 6).
+        share is sealed for them, and no mask is theirs. Called for the shareholders before shares are sealed, and for
+        the mask peers of each part before it is masked: without the second, the coordinator could show a key of its own
+        as a peer's and take the mask with that peer off. The proofs of uploads do not replace it, for only an
+        institution's shareholders look at its proof (rule 6).
 
         Raises:
             BadSignatureError: one was not made by the institution that it names.

@@ -1,8 +1,9 @@
 """The order of the circle: committed to with the keys, revealed once every commitment is fixed (rule 10).
 
-Nobody's privacy hangs on it. Institutions check the graph that comes out, and whoever keeps its value to itself is left
-out of the attempt: what it can choose is only whether the attempt comes about. A value needs no signature: the
-commitment to it stands in its sender's signed key message.
+Nobody's privacy hangs on it: institutions check the graph that comes out. Whoever keeps its value to itself is left out
+of the attempt. A lying coordinator may leave out honest values as well, once it has seen all, and so choose among many
+circles; the bound on failures (`graph_bound`) is for honest dropouts only. A value needs no signature: the commitment
+to it stands in its sender's signed key message.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def part(name: str, contributors: Iterable[str], *, ring: Ring = 32, length: int
 
 
 def make_attempt(
-    names: Sequence[str] = NAMES[:5],
+    names: Sequence[str] = NAMES[:6],
     *,
     sums: Sequence[Sum] | None = None,
     max_colluders: int = 1,

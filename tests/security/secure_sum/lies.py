@@ -21,11 +21,11 @@ from tests.security.secure_sum.harness import (
     make_attempt,
 )
 
-FIVE = NAMES[:5]  # t = 4, k_min = 3, one colluder
+SIX = NAMES[:6]  # t = 4, k_min = 3, one colluder
 
 COLLUDER = "upper"
 
-HONEST = tuple(n for n in FIVE if n != COLLUDER)
+HONEST = tuple(n for n in SIX if n != COLLUDER)
 
 
 def signed(name: str, tag: str, payload: bytes) -> Signed:
@@ -56,7 +56,7 @@ def reads_only_agreed(world: World, adversary: Adversary, agreed: Iterable[tuple
 
 
 def ready(attempt: Attempt | None = None, seed: int = 0) -> World:
-    return World(attempt or make_attempt(FIVE), seed=seed).ready()
+    return World(attempt or make_attempt(SIX), seed=seed).ready()
 
 
 def spoil(world: World, relayed: list[Signed], dealer: str, receivers: Iterable[str]) -> None:

@@ -40,8 +40,8 @@ from tests.security.secure_sum.harness import (
 )
 from tests.security.secure_sum.lies import (
     COLLUDER,
-    FIVE,
     HONEST,
+    SIX,
     keys_of,
     ready,
     signed,
@@ -59,22 +59,22 @@ class TestRule7BoundAndOnce:
     def test_messages_of_another_context_are_refused_by_both_machines(self, field: str, value: object) -> None:
         """Every kind of message, honestly made and signed in another attempt of the same institutions."""
         here = ready()
-        there = ready(make_attempt(FIVE, at=replace(context(), **{field: value})), seed=1)  # type: ignore[arg-type]  # fields by name
+        there = ready(make_attempt(SIX, at=replace(context(), **{field: value})), seed=1)  # type: ignore[arg-type]  # fields by name
         payload = here.upload_all("A")
         there.upload_all("A")
-        foreign = there.list_of("A", FIVE, ())
+        foreign = there.list_of("A", SIX, ())
         mixed = replace(SurvivorList.decode(payload), context=there.attempt.context).encode()
         north = here["north"]
         refuses(WrongContextError, north.sign, mixed)
-        good = here.sign(payload, FIVE[:3])
+        good = here.sign(payload, SIX[:3])
         replayed = there["upper"].sign(foreign)
         refuses(MissingSignaturesError, north.open, [*good, replayed])
-        for name in FIVE[:4]:
+        for name in SIX[:4]:
             here.aggregator.take_signature(here[name].sign(payload))
         machine = here.aggregator
         refuses(WrongContextError, machine.take_signature, replayed)
         machine.decide()
-        opening = there["upper"].open([there[n].sign(foreign) for n in FIVE])
+        opening = there["upper"].open([there[n].sign(foreign) for n in SIX])
         refuses(WrongContextError, machine.take_opening, opening)
         fresh = Aggregator(here.attempt)
         refuses(WrongContextError, fresh.take_keys, there["north"].make_keys())
@@ -83,26 +83,34 @@ class TestRule7BoundAndOnce:
         refuses(WrongContextError, newcomer.meets("north"), relayed)
 
     def test_shares_replayed_from_another_attempt_are_refused(self) -> None:
-        here, there = World(make_attempt(FIVE)), ready(make_attempt(FIVE, at=context(attempt=2)), seed=1)
+        here, there = World(make_attempt(SIX)), ready(make_attempt(SIX, at=context(attempt=2)), seed=1)
         here.deal(here.send_keys())
         shares = [s for s in here.aggregator.shares_for("north") if s.signer != "south"]
         stale = there.aggregator.shares["south"]["north"]
-        refuses(WrongContextError, here["north"].accept, FIVE, [*shares, stale])
+        refuses(WrongContextError, here["north"].accept, SIX, [*shares, stale])
         refuses(OutOfPhaseError, World(here.attempt).aggregator.take_shares, "south", [stale])
 
     def test_shares_for_somebody_else_or_for_other_keys_are_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         world.deal(world.send_keys())
         rest = [s for s in world.aggregator.shares_for("north") if s.signer != "south"]
-        misrouted = world.aggregator.shares["south"]["east"]
-        refuses(WrongContextError, world["north"].accept, FIVE, [*rest, misrouted])
+        misrouted = next(s for n, s in world.aggregator.shares["south"].items() if n not in ("north", "south"))
+        refuses(WrongContextError, world["north"].accept, SIX, [*rest, misrouted])
         true = ShareMessage.decode(world.aggregator.shares["south"]["north"].payload)
         other = signed("south", derive.TAG_SHARES, replace(true, keys_digest=bytes(32)).encode())
-        refuses(WrongContextError, world["north"].accept, FIVE, [*rest, other])
+        refuses(WrongContextError, world["north"].accept, SIX, [*rest, other])
+
+    def test_a_key_message_in_other_bytes_is_refused(self) -> None:
+        """Same fields, another encoding: bytes beyond what any machine reads would be relayed to everybody."""
+        world = World(make_attempt(SIX))
+        payload = world[COLLUDER].make_keys().payload
+        odd = signed(COLLUDER, derive.TAG_KEYS, payload + b"\xf8\x07\x01")
+        error = refuses(MalformedMessageError, world.aggregator.take_keys, odd)
+        assert error.culprits == (COLLUDER,)
 
     def test_nobody_is_named_for_a_share_that_it_did_not_sign(self) -> None:
         """The coordinator spoils a box on the way: it opens for nobody, and its dealer never signed it."""
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         world.deal(world.send_keys())
         rest = [s for s in world.aggregator.shares_for("north") if s.signer != "south"]
         honest = world.aggregator.shares["south"]["north"]
@@ -110,9 +118,9 @@ class TestRule7BoundAndOnce:
         first, *others = true.shares
         for spoilt in (replace(first, box=bytes(50)), replace(first, seed_share_commitment=bytes(32))):
             payload = replace(true, shares=(spoilt, *others)).encode()
-            refuses(BadSignatureError, world["north"].accept, FIVE, [*rest, replace(honest, payload=payload)])
+            refuses(BadSignatureError, world["north"].accept, SIX, [*rest, replace(honest, payload=payload)])
         unsigned = replace(honest, signature=bytes(64))  # what opens is its dealer's, whoever carried it
-        world["north"].accept(FIVE, [*rest, unsigned])
+        world["north"].accept(SIX, [*rest, unsigned])
         assert world["north"].complaints == ()
 
     def test_a_list_or_signature_of_another_sum_is_refused_and_convicts_nobody(self) -> None:
@@ -124,29 +132,29 @@ class TestRule7BoundAndOnce:
         crossed = replace(SurvivorList.decode(payload), sum="A").encode()
         for stale in (old_list, crossed):
             refuses(WrongContextError, world["north"].sign, stale)
-        for name in FIVE:
+        for name in SIX:
             world.aggregator.take_signature(world[name].sign(payload))
         refuses(WrongContextError, world.aggregator.take_signature, old_signature)
-        few = [old_signature, *(world[n].sign(payload) for n in FIVE[1:4])]
+        few = [old_signature, *(world[n].sign(payload) for n in SIX[1:4])]
         refuses(MissingSignaturesError, world["east"].open, few)
 
     def test_uploads_and_openings_of_another_sum_are_refused(self) -> None:
         world = ready()
         world.whole_sum("A")
         header, opening = world.aggregator.finished["A"].headers["north"], world.openings["A"][0]
-        world.enter("B", FIVE)
+        world.enter("B", SIX)
         refuses(OutOfPhaseError, world.aggregator.take_header, header)
-        for name in FIVE:
+        for name in SIX:
             world.upload("B", name)
         payload = world.aggregator.close_uploads()
-        for name in FIVE:
+        for name in SIX:
             world.aggregator.take_signature(world[name].sign(payload))
         world.aggregator.decide()
         refuses(WrongContextError, world.aggregator.take_opening, opening)
 
     def test_swapped_keys_are_refused(self) -> None:
         """The coordinator has no identity key of an honest institution: it can only swap in what it signs itself."""
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         own = X25519PrivateKey.generate().public_key().public_bytes_raw()
         others = [s for s in relayed if s.signer != "south"]
@@ -161,7 +169,7 @@ class TestRule7BoundAndOnce:
             twin = World(world.attempt)  # a neighbour's signature is looked at before anything is dealt to it
             twin.send_keys()
             twin["north"].reveal([*others, lie])
-            refuses(BadSignatureError, twin["north"].deal_around, twin.own_values(FIVE))
+            refuses(BadSignatureError, twin["north"].deal_around, twin.own_values(SIX))
         disguised = with_keys(south, by=COLLUDER)
         without = [s for s in others if s.signer != COLLUDER]
         error = refuses(MalformedMessageError, world.meets("north"), [*without, disguised])
@@ -170,7 +178,7 @@ class TestRule7BoundAndOnce:
         refuses(UnknownMemberError, world.meets("north"), [*others, stranger])
 
     def test_the_victim_s_own_key_left_out_or_changed_is_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         north = world["north"]
         without = [s for s in relayed if s.signer != "north"]
@@ -179,27 +187,29 @@ class TestRule7BoundAndOnce:
             refuses(TamperedKeysError, world.meets("north"), shown)
 
     def test_a_copied_public_key_is_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         victim = keys_of(world["south"].make_keys())
         copied = with_keys(world[COLLUDER].make_keys(), share_key=victim.share_key)
         relayed = [*(world[n].make_keys() for n in HONEST), copied]
         refuses(TamperedKeysError, world.meets("north"), relayed)
 
     def test_different_keys_shown_to_two_halves_come_out_in_the_shares(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         second = with_keys(
             world[COLLUDER].make_keys(), share_key=X25519PrivateKey.generate().public_key().public_bytes_raw()
         )
         dealt = {"south": world.dealt("south", [s if s.signer != COLLUDER else second for s in relayed])}
         world.reveal(relayed)
-        dealt |= {n: world.dealt(n, relayed) for n in FIVE if n != "south"}
-        shares = [dealt[n]["north"] for n in FIVE if n != "north"]
-        refuses(WrongContextError, world["north"].accept, FIVE, shares)
+        dealt |= {n: world.dealt(n, relayed) for n in SIX if n != "south"}
+        # South's graph is another one where it is drawn: somebody is its neighbour in both.
+        both = next(n for n in dealt["south"] if n in dealt and n != "south" and "south" in world[n]._dealers())
+        shares = [dealt[n][both] for n in SIX if both in dealt[n] and n != both and n in world[both]._dealers()]
+        refuses(WrongContextError, world[both].accept, SIX, shares)
         refuses(WrongContextError, world.aggregator.take_shares, "south", dealt["south"].values())
 
     def test_fewer_than_threshold_members_deal_to_nobody(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         three = [s for s in relayed if s.signer in ("north", "south", COLLUDER)]
         refuses(TooFewMembersError, world.meets("north"), three)
@@ -208,15 +218,15 @@ class TestRule7BoundAndOnce:
         refuses(TooFewMembersError, world["north"].accept, ("north", "south", COLLUDER), shares)
 
     def test_a_cohort_of_strangers_or_with_missing_shares_is_refused(self) -> None:
-        world = World(make_attempt(NAMES[:6], threshold=4))
-        world.deal(world.send_keys(FIVE))
+        world = World(make_attempt(NAMES[:7]))
+        world.deal(world.send_keys(SIX))
         shares = list(world.aggregator.shares_for("north"))
         north = world["north"]
         for cohort, messages in (
-            ((*FIVE, "lower"), [*shares, replace(shares[0], signer="lower")]),
-            ((*FIVE, "lower"), shares),
-            (FIVE, shares[1:]),
-            (FIVE, [*shares[1:], shares[1]]),
+            ((*SIX, "inner"), [*shares, replace(shares[0], signer="inner")]),
+            ((*SIX, "inner"), shares),
+            (SIX, shares[1:]),
+            (SIX, [*shares[1:], shares[1]]),
         ):
             refuses(UnknownMemberError, north.accept, cohort, messages)
 
@@ -258,7 +268,7 @@ class TestRule7BoundAndOnce:
                 willing.append(name)
             except StaleAttemptError:
                 pass
-        again = World(make_attempt(FIVE, at=context(attempt=2)), seed=2)
+        again = World(make_attempt(SIX, at=context(attempt=2)), seed=2)
         relayed = [again[n].make_keys() for n in willing]
         honest = next(n for n in willing if n != COLLUDER)
         refuses(TooFewMembersError, again.meets(honest), relayed)
@@ -267,12 +277,12 @@ class TestRule7BoundAndOnce:
         world = ready()
         payload = world.upload_all("A")
         first = world["north"].sign(payload)
-        other = world.list_of("A", FIVE[:4], FIVE[4:])
+        other = world.list_of("A", SIX[:4], SIX[4:])
         refuses(ContradictoryListError, world["north"].sign, other)
         assert world["north"].sign(payload) == first
 
     def test_asked_twice_a_member_deals_and_opens_the_same_bytes(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         first = dict(world.dealt("north", relayed))
         assert dict(world.dealt("north", relayed)) == first
@@ -297,12 +307,12 @@ class TestRule7BoundAndOnce:
             refuses(ConsiliumError, call)
 
     def test_another_s_key_does_not_make_a_member(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         with pytest.raises(MemberMisuseError):
             Member(world.attempt, "north", identity("south"), world["north"]._randomness)
 
     def test_a_second_key_message_convicts_and_a_second_signature_does_not(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         first = world[COLLUDER].make_keys()
         world.aggregator.take_keys(first)
         other = with_keys(first, share_key=X25519PrivateKey.generate().public_key().public_bytes_raw())
@@ -311,7 +321,7 @@ class TestRule7BoundAndOnce:
         assert error.evidence == (first.payload + first.signature, other.payload + other.signature)
 
     def test_shares_dealt_twice_convict(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         world.reveal(relayed)
         dealt = world.dealt(COLLUDER, relayed)
@@ -328,7 +338,7 @@ class TestRule7BoundAndOnce:
                 fresh.aggregator.take_shares(COLLUDER, wrong)
 
     def test_shares_under_another_s_name_are_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         world.reveal(relayed)
         refuses(MalformedMessageError, world.aggregator.take_shares, "south", world.dealt(COLLUDER, relayed).values())

@@ -25,8 +25,8 @@ from tests.security.secure_sum.harness import (
 )
 from tests.security.secure_sum.lies import (
     COLLUDER,
-    FIVE,
     HONEST,
+    SIX,
     reads_only_agreed,
     ready,
 )
@@ -39,14 +39,14 @@ class TestRule9FloorsAndDifferencing:
         world = ready()
         world.upload_all("A")
         for alive in ((), ("north",), ("north", COLLUDER)):
-            payload = world.list_of("A", alive, [n for n in FIVE if n not in alive])
+            payload = world.list_of("A", alive, [n for n in SIX if n not in alive])
             for name in HONEST:
                 refuses(BelowFloorError, world[name].sign, payload)
 
     def test_the_coordinator_s_machine_does_not_go_on_below_the_floor(self) -> None:
         world = ready()
-        world.enter("A", FIVE)
-        for name in FIVE[:2]:
+        world.enter("A", SIX)
+        for name in SIX[:2]:
             world.upload("A", name)
         refuses(TooFewMembersError, world.aggregator.close_uploads)
 
@@ -57,19 +57,19 @@ class TestRule9FloorsAndDifferencing:
 
     def test_sums_of_one_round_that_subtract_below_the_floor_are_not_signed(self) -> None:
         """The same quantity over {1…5} in A and over {1…4} in B: their difference is institution 5."""
-        sums = [Sum("A", (part("x", FIVE, quantity="q"),)), Sum("B", (part("y", FIVE[:4], quantity="q"),))]
-        world = ready(make_attempt(FIVE, sums=sums))
+        sums = [Sum("A", (part("x", SIX, quantity="q"),)), Sum("B", (part("y", SIX[:4], quantity="q"),))]
+        world = ready(make_attempt(SIX, sums=sums))
         world.whole_sum("A")
         payload = world.upload_all("B")
-        for name in FIVE:
+        for name in SIX:
             refuses(DifferencingError, world[name].sign, payload)
-        other = ready(make_attempt(FIVE, sums=[sums[0], Sum("B", (part("y", FIVE[:4], quantity="other"),))]))
+        other = ready(make_attempt(SIX, sums=[sums[0], Sum("B", (part("y", SIX[:4], quantity="other"),))]))
         other.whole_sum("A")
         assert other.whole_sum("B")
 
     def test_a_part_that_subtracts_below_the_floor_stays_shut(self) -> None:
-        sums = [Sum("A", (part("all", FIVE, quantity="q"), part("most", FIVE[:4], quantity="q")))]
-        world = ready(make_attempt(FIVE, sums=sums))
+        sums = [Sum("A", (part("all", SIX, quantity="q"), part("most", SIX[:4], quantity="q")))]
+        world = ready(make_attempt(SIX, sums=sums))
         assert set(world.whole_sum("A")) == {"all"}
         reads_only_agreed(world, Adversary(world, {COLLUDER}).hear(world.openings["A"]), [("A", "all")])
 
@@ -82,18 +82,18 @@ class TestRule9FloorsAndDifferencing:
     @pytest.mark.parametrize("vanishes", ["before the upload", "before the list"])
     def test_a_part_that_is_summed_together_opens_for_all_or_nobody(self, vanishes: str) -> None:
         """The same counts over {1…5} in one round and {1…4} in the next: their difference is institution 5."""
-        counts = Part("counts", 64, 3, frozenset(FIVE), together=True)
-        attempt = make_attempt(FIVE, sums=[Sum("A", (part("x", FIVE), counts))])
+        counts = Part("counts", 64, 3, frozenset(SIX), together=True)
+        attempt = make_attempt(SIX, sums=[Sum("A", (part("x", SIX), counts))])
         assert set(ready(attempt).whole_sum("A")) == {"x", "counts"}
         if vanishes == "before the list":
             world = ready(attempt)
-            assert set(world.whole_sum("A", FIVE[:4])) == {"x"}
+            assert set(world.whole_sum("A", SIX[:4])) == {"x"}
             reads_only_agreed(world, Adversary(world, {COLLUDER}).hear(world.openings["A"]), [("A", "x")])
             return
         world = World(attempt)
-        world.deal(world.send_keys(), FIVE[:4])
+        world.deal(world.send_keys(), SIX[:4])
         world.accept()
-        world.enter("A", FIVE[:4])
+        world.enter("A", SIX[:4])
         assert [p.name for p in world["north"].uploads] == ["x"]
 
     @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ class TestRule9FloorsAndDifferencing:
             assert found <= min(small)
 
     def test_cohorts_like_a_recent_one_are_noticed(self) -> None:
-        history = CohortHistory({}, keep=2).with_opened({"x": frozenset(FIVE)})
-        assert history.similar({"x": frozenset(FIVE)}, 1) == ()
-        assert history.similar({"x": frozenset(FIVE[:4])}, 1) == ("x",)
-        assert history.similar({"x": frozenset((*FIVE[:4], "lower"))}, 1) == ("x",)
-        assert history.similar({"x": frozenset(FIVE[:2])}, 1) == ()
-        assert history.similar({"y": frozenset(FIVE[:4])}, 1) == ()
+        history = CohortHistory({}, keep=2).with_opened({"x": frozenset(SIX)})
+        assert history.similar({"x": frozenset(SIX)}, 1) == ()
+        assert history.similar({"x": frozenset(SIX[:4])}, 1) == ("x",)
+        assert history.similar({"x": frozenset((*SIX[:4], "lower"))}, 1) == ("x",)
+        assert history.similar({"x": frozenset(SIX[:2])}, 1) == ()
+        assert history.similar({"y": frozenset(SIX[:4])}, 1) == ()
         later = history.with_opened({"x": frozenset("abc")}).with_opened({"x": frozenset("def")})
-        assert later.similar({"x": frozenset(FIVE[:4])}, 1) == ()
+        assert later.similar({"x": frozenset(SIX[:4])}, 1) == ()
 
     def test_a_cohort_that_is_repeated_does_not_push_another_out_of_memory(self) -> None:
         """With the model held still, five rounds over others would make an institution forget what it opened."""

@@ -28,7 +28,10 @@ from security.secure_sum.errors import (
 from security.secure_sum.graph import MAX_ROSTER, SparseGraph
 from security.secure_sum.journal import JournalledAggregator, restore
 from security.secure_sum.messages import Opening, ShareMessage, Signed, SurvivorList
+from security.secure_sum.reveals import REVEAL_BYTES, check_reveal, reveal_commitment
 from security.secure_sum.spec import Attempt, Sum
+from security.secure_sum.upload import ArrayWords
+from security.signing import BadSignatureError
 from tests.security.secure_sum.adversary import Adversary
 from tests.security.secure_sum.harness import (
     NAMES,
@@ -40,7 +43,7 @@ from tests.security.secure_sum.harness import (
     refuses,
     run,
 )
-from tests.security.secure_sum.lies import reads_only_agreed, signed
+from tests.security.secure_sum.lies import keys_of, reads_only_agreed, signed
 
 TEN = (*NAMES, "northern")
 MANY = (*TEN, "southern", "eastern", "western", "remote")
@@ -118,6 +121,17 @@ class TestRule10WhoDrawsTheGraph:
             refuses(RevealError, north.deal_around, {**values, **lie})
         refuses(UnknownMemberError, north.deal_around, {**values, "stranger": bytes(32)})
         assert north.deal_around(values)
+
+    def test_a_copied_commitment_is_not_opened_with_the_copied_value(self) -> None:
+        """Who commits last could repeat somebody's commitment, of this attempt or an earlier one, and its value."""
+        world = World(make())
+        south = keys_of(world["south"].make_keys())
+        value = world.own_values(["south"])["south"]
+        check_reveal(world.attempt, south, value)
+        with pytest.raises(RevealError):
+            check_reveal(world.attempt, replace(south, sender=COLLUDER), value)
+        with pytest.raises(RevealError):
+            check_reveal(make(at=context(7)), south, value)
 
     def test_an_institution_s_own_value_is_not_left_out(self) -> None:
         world = World(make())
@@ -285,6 +299,40 @@ class TestRule10NobodyIsCutOff:
             Attempt(
                 context(), {n: n.encode() for n in names}, 502, 1, 3, (Sum("A", (part("x", names),)),), sparse=GRAPH
             )
+
+
+class TestRule7MaskPeersBeyondTheNeighbours:
+    def test_nobody_masks_with_a_key_that_its_owner_did_not_sign(self) -> None:
+        """`few` = {north, south, colluder} masks over its complete graph, also with who is no neighbour.
+
+        The coordinator relays a key message of its own making as south's. South and its neighbours drop out, the list
+        has south alive with junk for an upload, which only they would look at: north's seed would be opened, and the
+        coordinator has both keys that north masked with.
+        """
+        few = frozenset({"north", "south", COLLUDER})
+        attempt = make_attempt(MANY, sparse=GRAPH, sums=[Sum("A", (part("few", few),))])
+        honest = [n for n in MANY if n != "south"]
+        value = b"\7" * REVEAL_BYTES
+        for seed in range(60):
+            world = World(attempt, seed=seed)
+            keys = {n: world[n].make_keys() for n in MANY}
+            other = keys_of(World(attempt, seed=seed + 1)["south"].make_keys())
+            forged = replace(other, graph_commitment=reveal_commitment(attempt.context, "south", value))
+            keys["south"] = Signed("south", forged.encode(), bytes(64))
+            values = {n: world[n].reveal(list(keys.values())) for n in honest} | {"south": value}
+            dealt = {}
+            for name in honest:
+                with suppress(BadSignatureError):  # south's neighbours
+                    dealt[name] = world[name].deal_around(values)
+            assert len(dealt) == len(honest) - 4 >= attempt.threshold
+            if {"north", COLLUDER} <= set(dealt):
+                break
+        cohort = sorted([*dealt, "south"])
+        for name in dealt:
+            world[name].accept(cohort, [dealt[n][name] for n in dealt if name in dealt[n]])
+        world["north"].enter("A", b"A")
+        words = {"few": ArrayWords(world.values["north", "A", "few"].copy())}
+        refuses(BadSignatureError, world["north"].mask, words)
 
 
 class TestRule5SharesOfADrawnGraph:

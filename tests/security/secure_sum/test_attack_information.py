@@ -33,8 +33,8 @@ from tests.security.secure_sum.harness import (
 )
 from tests.security.secure_sum.lies import (
     COLLUDER,
-    FIVE,
     HONEST,
+    SIX,
     keys_of,
     reads_only_agreed,
     ready,
@@ -51,14 +51,14 @@ class TestRules1To3ExactAndAddressable:
     @pytest.mark.parametrize("words", [np.zeros(1, "<u4"), np.zeros(4, "<u4"), np.zeros(5, "<u8"), np.zeros(5, "<f4")])
     def test_a_vector_of_another_length_or_type_is_never_masked(self, words: np.ndarray) -> None:
         world = ready()
-        world.enter("A", FIVE)
+        world.enter("A", SIX)
         upload = world["north"].mask({"encoder/mrna": ArrayWords(words)})
         with pytest.raises(MemberMisuseError):
             list(upload.chunks())
 
     def test_an_upload_of_another_length_is_not_admitted(self) -> None:
         world = ready()
-        world.enter("A", FIVE)
+        world.enter("A", SIX)
         header = UploadHeader.decode(world.mask("A", COLLUDER).header.payload)
         longer = signed(COLLUDER, derive.TAG_UPLOAD, replace(header, length=header.length + 4).encode())
         error = refuses(MalformedMessageError, world.aggregator.take_header, longer)
@@ -75,13 +75,13 @@ class TestHonestInformation:
     ) -> None:
         world = ready()
         for s in ("A", "B"):
-            world.enter(s, FIVE)
-            for name in FIVE:
+            world.enter(s, SIX)
+            for name in SIX:
                 if name not in gone:
                     world.upload(s, name)
             world.lists[s] = world.aggregator.close_uploads()
-            world.sign_and_open(s, FIVE, FIVE)
-            assert world.finish_sum(s) == world.expected(s, set(FIVE) - set(gone))
+            world.sign_and_open(s, SIX, SIX)
+            assert world.finish_sum(s) == world.expected(s, set(SIX) - set(gone))
         adversary = Adversary(world, colluders).hear(world.openings["A"]).hear(world.openings["B"])
         reads_only_agreed(world, adversary, [("A", "encoder/mrna"), ("B", "loss/mrna")])
 
@@ -94,7 +94,7 @@ class TestHonestInformation:
         """With every secret in its hands it reads every single vector: the other assertions are not vacuous."""
         world = ready()
         world.upload_all("A")
-        assert Adversary(world, FIVE[1:]).reads() == {("A", "encoder/mrna", frozenset({"north"}))}
+        assert Adversary(world, SIX[1:]).reads() == {("A", "encoder/mrna", frozenset({"north"}))}
 
     @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_max_colluders_two_of_nine(self) -> None:
@@ -108,7 +108,7 @@ class TestHonestInformation:
     def test_no_secret_is_printed(self) -> None:
         world = ready()
         world.upload_all("A")
-        world.sign_and_open("A", FIVE, FIVE)
+        world.sign_and_open("A", SIX, SIX)
         member = world["north"]
         assert member._secrets is not None
         texts = [repr(x) for x in (member, member._secrets, member._current, world.mask("A", "north"))]
@@ -123,7 +123,7 @@ class TestRule4OwnKeysPerSumAndPart:
         """`south` uploads A, lives, and is gone in B: its seed of A and its mask key of B are both opened."""
         world = ready()
         world.whole_sum("A")
-        rest = [n for n in FIVE if n != "south"]
+        rest = [n for n in SIX if n != "south"]
         world.upload_all("B", rest)
         world.sign_and_open("B", rest, rest)
         world.finish_sum("B")
@@ -134,7 +134,7 @@ class TestRule4OwnKeysPerSumAndPart:
         reads_only_agreed(world, adversary, [("A", "encoder/mrna"), ("B", "loss/mrna")])
 
     def test_every_part_of_every_sum_has_its_own_secrets(self) -> None:
-        world = ready(make_attempt(FIVE, sums=[Sum(s, (part("x", FIVE), part("y", FIVE))) for s in ("A", "B")]))
+        world = ready(make_attempt(SIX, sums=[Sum(s, (part("x", SIX), part("y", SIX))) for s in ("A", "B")]))
         secrets = world["north"]._secrets
         assert secrets is not None
         drawn = [s.seed for s in secrets.parts.values()] + [s.mask_secret for s in secrets.parts.values()]
@@ -144,7 +144,7 @@ class TestRule4OwnKeysPerSumAndPart:
         assert len(set(announced)) == len(announced)
 
     def test_one_key_for_two_parts_is_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         message = world[COLLUDER].make_keys()
         first, second = keys_of(message).parts
         lazy = with_keys(message, parts=(first, replace(second, public_key=first.public_key)))
@@ -156,10 +156,10 @@ class TestRule4OwnKeysPerSumAndPart:
 
     def test_a_part_that_fell_below_the_floor_stays_shut_though_others_open(self) -> None:
         owners = {"north", "south", "east"}
-        sums = [Sum("A", (part("wide", FIVE), part("narrow", owners, ring=64)))]
-        world = ready(make_attempt(FIVE, sums=sums))
-        world.upload_all("A", [n for n in FIVE if n != "south"])  # "narrow" keeps two
-        world.sign_and_open("A", FIVE[:1] + FIVE[2:], FIVE[:1] + FIVE[2:])
+        sums = [Sum("A", (part("wide", SIX), part("narrow", owners, ring=64)))]
+        world = ready(make_attempt(SIX, sums=sums))
+        world.upload_all("A", [n for n in SIX if n != "south"])  # "narrow" keeps two
+        world.sign_and_open("A", SIX[:1] + SIX[2:], SIX[:1] + SIX[2:])
         opened = world.finish_sum("A")
         assert set(opened) == {"wide"}
         assert all(s.part == "wide" for o in world.openings["A"] for s in Opening.decode(o.payload).shares)

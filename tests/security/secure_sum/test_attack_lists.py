@@ -31,8 +31,8 @@ from tests.security.secure_sum.harness import (
 )
 from tests.security.secure_sum.lies import (
     COLLUDER,
-    FIVE,
     HONEST,
+    SIX,
     reads_only_agreed,
     ready,
     signed,
@@ -46,7 +46,7 @@ class TestRule5SurvivorLists:
     def test_an_institution_both_alive_and_gone_opens_nothing(self) -> None:
         world = ready()
         world.upload_all("A")
-        for alive, gone in ((FIVE, ("south",)), (FIVE[:4], FIVE[3:]), ((*FIVE, "south"), ())):
+        for alive, gone in ((SIX, ("south",)), (SIX[:4], SIX[3:]), ((*SIX, "south"), ())):
             payload = world.list_of("A", alive, gone)
             for name in HONEST:
                 refuses(ContradictoryListError, world[name].sign, payload)
@@ -55,7 +55,7 @@ class TestRule5SurvivorLists:
     def test_a_list_that_leaves_somebody_out_or_invents_one_is_not_signed(self) -> None:
         world = ready()
         world.upload_all("A")
-        for alive, gone in ((FIVE[:4], ()), (FIVE, ("nobody",)), ((*FIVE[:4], "nobody"), (FIVE[4],))):
+        for alive, gone in ((SIX[:4], ()), (SIX, ("nobody",)), ((*SIX[:4], "nobody"), (SIX[4],))):
             payload = world.list_of("A", alive, gone)
             refuses(ContradictoryListError, world["north"].sign, payload)
 
@@ -63,9 +63,9 @@ class TestRule5SurvivorLists:
         """The coordinator has `south`'s upload and everything that the list of its death opens."""
         world = ready()
         world.upload_all("A")
-        lie = world.list_of("A", [n for n in FIVE if n != "south"], ["south"])
-        signatures = world.sign(lie, FIVE)
-        openings = [world[n].open(signatures) for n in FIVE]
+        lie = world.list_of("A", [n for n in SIX if n != "south"], ["south"])
+        signatures = world.sign(lie, SIX)
+        openings = [world[n].open(signatures) for n in SIX]
         world.lists["A"] = lie
         adversary = Adversary(world, {COLLUDER}).hear(openings)
         assert "south" in adversary.mask_keys("A", "encoder/mrna")
@@ -76,20 +76,22 @@ class TestRule5SurvivorLists:
     def test_seed_or_mask_key_of_a_victim_never_both(self) -> None:
         world = ready()
         world["south"].enter("A", b"A")  # a shareholder still, but it has sent nothing
-        world.upload_all("A", [n for n in FIVE if n != "south"])
-        signatures = world.sign(world.lists["A"], FIVE)
-        for name in FIVE:
+        world.upload_all("A", [n for n in SIX if n != "south"])
+        signatures = world.sign(world.lists["A"], SIX)
+        for name in SIX:
             opened = Opening.decode(world[name].open(signatures).payload).shares
             kinds = {s.victim: s.kind for s in opened}
-            assert len(kinds) == len(opened) == 5
-            assert {v for v, kind in kinds.items() if kind == "mask-key"} == {"south"}
+            victims = world[name]._dealers() | {name}
+            assert len(opened) == len(kinds)
+            assert set(kinds) == victims
+            assert {v for v, kind in kinds.items() if kind == "mask-key"} == victims & {"south"}
 
     def test_two_lists_that_colluders_sign_both_never_reach_the_threshold_twice(self) -> None:
         """Every way to split the honest between two lists, `max_colluders` signing both: at most one list opens."""
         for split in range(2 ** len(HONEST)):
             world = ready(seed=split)
             world.upload_all("A")
-            lists = (world.list_of("A", FIVE, ()), world.list_of("A", [n for n in FIVE if n != "south"], ["south"]))
+            lists = (world.list_of("A", SIX, ()), world.list_of("A", [n for n in SIX if n != "south"], ["south"]))
             colluding = [signed(COLLUDER, derive.TAG_LIST, p) for p in lists]
             shown = {n: (split >> x) & 1 for x, n in enumerate(HONEST)}
             honest = {n: world[n].sign(lists[side]) for n, side in shown.items()}
@@ -114,7 +116,7 @@ class TestRule5SurvivorLists:
     def test_who_sees_both_lists_holds_the_evidence(self) -> None:
         world = ready()
         world.upload_all("A")
-        lists = (world.list_of("A", FIVE, ()), world.list_of("A", [n for n in FIVE if n != "south"], ["south"]))
+        lists = (world.list_of("A", SIX, ()), world.list_of("A", [n for n in SIX if n != "south"], ["south"]))
         both = [signed(COLLUDER, derive.TAG_LIST, p) for p in lists]
         honest = [world[n].sign(lists[0]) for n in HONEST]
         north = world["north"]
@@ -127,7 +129,7 @@ class TestRule5SurvivorLists:
     def test_the_aggregator_holds_the_evidence_too(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        other = world.list_of("A", FIVE[:4], FIVE[4:])
+        other = world.list_of("A", SIX[:4], SIX[4:])
         world.aggregator.take_signature(signed(COLLUDER, derive.TAG_LIST, payload))
         error = refuses(EquivocationError, world.aggregator.take_signature, signed(COLLUDER, derive.TAG_LIST, other))
         assert error.culprits == (COLLUDER,)
@@ -135,21 +137,21 @@ class TestRule5SurvivorLists:
     def test_too_few_signatures_name_whose_are_missing(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        few = world.sign(payload, FIVE[:3])
+        few = world.sign(payload, SIX[:3])
         north = world["north"]
         error = refuses(MissingSignaturesError, north.open, few)
-        assert set(error.culprits) == set(FIVE[3:])
+        assert set(error.culprits) == set(SIX[3:])
 
     def test_one_signature_many_times_is_one(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        few = world.sign(payload, FIVE[:3])
+        few = world.sign(payload, SIX[:3])
         refuses(MissingSignaturesError, world["north"].open, few * 4)
 
     def test_forged_signatures_do_not_count(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        good = world.sign(payload, FIVE[:3])
+        good = world.sign(payload, SIX[:3])
         forged = [
             Signed("upper", payload, identity("north").sign(derive.TAG_LIST, payload)),
             Signed("upper", payload, identity("upper").sign(derive.TAG_OPENING, payload)),
@@ -161,28 +163,28 @@ class TestRule5SurvivorLists:
             refuses(ConsiliumError, world.aggregator.take_signature, envelope)
 
     def test_only_shareholders_signatures_count(self) -> None:
-        """`upper` is in the plan's roster but sent no keys: it holds no shares and decides nothing."""
-        world = World(make_attempt(NAMES[:6], max_colluders=0, k_min=2, threshold=4))
-        holders = NAMES[:5]
+        """`inner` is in the plan's roster but sent no keys: it holds no shares and decides nothing."""
+        world = World(make_attempt(NAMES[:7], max_colluders=0, k_min=2, threshold=4))
+        holders = NAMES[:6]
         world.deal(world.send_keys(holders))
         world.accept()
         payload = world.upload_all("A")
-        few = [*world.sign(payload, holders[:3]), signed("lower", derive.TAG_LIST, payload)]
+        few = [*world.sign(payload, holders[:3]), signed("inner", derive.TAG_LIST, payload)]
         refuses(MissingSignaturesError, world["north"].open, few)
         refuses(UnknownMemberError, world.aggregator.take_signature, few[-1])
 
     def test_an_institution_that_sent_nothing_does_not_sign_that_it_lives(self) -> None:
         world = ready()
-        world.enter("A", FIVE)
+        world.enter("A", SIX)
         for name in HONEST[1:]:
             world.upload("A", name)
-        lie = world.list_of("A", FIVE, ())
+        lie = world.list_of("A", SIX, ())
         refuses(ContradictoryListError, world["north"].sign, lie)
 
     def test_a_shareholder_that_opens_a_wrong_share_is_named_and_the_sum_opens_from_the_rest(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        for name in FIVE:
+        for name in SIX:
             world.aggregator.take_signature(world[name].sign(payload))
         world.aggregator.decide()
         signatures = list(world.aggregator.current.signatures.values())
@@ -198,13 +200,13 @@ class TestRule5SurvivorLists:
         assert world.aggregator.blamed == {COLLUDER: "bad-share"}
         for name in HONEST:
             world.aggregator.take_opening(world[name].open(signatures))
-        assert world.finish_sum("A") == world.expected("A", FIVE)
+        assert world.finish_sum("A") == world.expected("A", SIX)
 
     @pytest.mark.parametrize("graph", ["complete"], indirect=True)  # of a drawn graph: test_attack_graph.py
     def test_shares_of_the_other_kind_or_of_strangers_are_not_taken(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        for name in FIVE:
+        for name in SIX:
             world.aggregator.take_signature(world[name].sign(payload))
         world.aggregator.decide()
         opening = Opening.decode(world[COLLUDER].open(list(world.aggregator.current.signatures.values())).payload)
@@ -264,7 +266,7 @@ class TestRule5SurvivorLists:
 
     def test_a_dealer_whose_shares_do_not_match_its_commitment_is_named(self) -> None:
         """Consistent shares of another seed than the announced one: every share's commitment holds, the seed's not."""
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         secrets = world[COLLUDER]._secrets
         assert secrets is not None
@@ -272,12 +274,12 @@ class TestRule5SurvivorLists:
         world.deal(relayed)
         world.accept()
         world.upload_all("A")
-        world.sign_and_open("A", FIVE, FIVE)
+        world.sign_and_open("A", SIX, SIX)
         error = refuses(BadShareError, world.aggregator.unmask)
         assert error.culprits == (COLLUDER,)
 
     def test_a_dealer_whose_mask_key_is_not_the_announced_one_is_named(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         secrets = world[COLLUDER]._secrets
         assert secrets is not None
@@ -293,14 +295,14 @@ class TestRule5SurvivorLists:
     def test_too_few_openings_blame_nobody(self) -> None:
         world = ready()
         world.upload_all("A")
-        world.sign_and_open("A", FIVE, FIVE[:3])
+        world.sign_and_open("A", SIX, SIX[:3])
         error = refuses(TooFewMembersError, world.aggregator.unmask)
         assert error.culprits == ()
 
     def test_an_opening_for_another_list_is_not_taken(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        for name in FIVE:
+        for name in SIX:
             world.aggregator.take_signature(world[name].sign(payload))
         world.aggregator.decide()
         opening = Opening.decode(world[COLLUDER].open(list(world.aggregator.current.signatures.values())).payload)
@@ -310,7 +312,7 @@ class TestRule5SurvivorLists:
     def test_a_second_different_opening_convicts(self) -> None:
         world = ready()
         payload = world.upload_all("A")
-        for name in FIVE:
+        for name in SIX:
             world.aggregator.take_signature(world[name].sign(payload))
         world.aggregator.decide()
         first = world[COLLUDER].open(list(world.aggregator.current.signatures.values()))
@@ -322,11 +324,11 @@ class TestRule5SurvivorLists:
     @pytest.mark.parametrize("t", [2, 3])
     def test_thresholds_under_which_two_lists_could_be_signed_are_refused(self, t: int) -> None:
         with pytest.raises(ConfigurationError, match="unsafe"):
-            make_attempt(FIVE, threshold=t)
+            make_attempt(SIX, threshold=t)
 
     def test_negative_colluders_and_one_key_under_two_names_are_refused(self) -> None:
         with pytest.raises(ConfigurationError):
-            make_attempt(FIVE, max_colluders=-1, k_min=1, threshold=3)
-        good = make_attempt(FIVE)
+            make_attempt(SIX, max_colluders=-1, k_min=1, threshold=3)
+        good = make_attempt(SIX)
         with pytest.raises(ConfigurationError, match="two names"):
             replace(good, roster={**good.roster, "south": good.roster["north"]})

@@ -33,7 +33,7 @@ from tests.security.secure_sum.harness import (
 )
 from tests.security.secure_sum.lies import (
     COLLUDER,
-    FIVE,
+    SIX,
     signed,
 )
 
@@ -66,7 +66,7 @@ class TestMalformed:
     def test_random_and_mutated_bytes_never_crash_a_machine(self, data: st.DataObject) -> None:
         """Signed by a real key, so that the parser is reached; in every phase of the aggregator."""
         stage = data.draw(st.integers(0, 4))
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         valid = valid_messages()
         if stage >= 1:
             world.send_keys()
@@ -74,13 +74,13 @@ class TestMalformed:
             relayed = list(world.aggregator.keys.values())
             world.deal(relayed)
             world.accept()
-            world.enter("A", FIVE)
+            world.enter("A", SIX)
         if stage >= 3:
-            for name in FIVE:
+            for name in SIX:
                 world.upload("A", name)
             payload = world.aggregator.close_uploads()
         if stage >= 4:
-            for name in FIVE[1:]:
+            for name in SIX[1:]:
                 world.aggregator.take_signature(world[name].sign(payload))
             world.aggregator.decide()
         kinds = {"keys": derive.TAG_KEYS, "shares": derive.TAG_SHARES, "header": derive.TAG_UPLOAD}
@@ -116,14 +116,14 @@ class TestMalformed:
             Signed.from_proto(small)
 
     def test_a_member_that_receives_garbage_for_shares_goes_on(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         world.deal(world.send_keys())
         good = list(world.aggregator.shares_for("north"))
         for garbage in (b"", b"\xff" * 40, good[0].payload[:-7]):
             lie = signed(good[0].signer, derive.TAG_SHARES, garbage)
-            refuses(ConsiliumError, world["north"].accept, FIVE, [lie, *good[1:]])
+            refuses(ConsiliumError, world["north"].accept, SIX, [lie, *good[1:]])
         world.accept()
-        assert world.whole_sum("A") == world.expected("A", FIVE)
+        assert world.whole_sum("A") == world.expected("A", SIX)
 
 
 _VALID: dict[str, bytes] = {}
@@ -132,7 +132,7 @@ _VALID: dict[str, bytes] = {}
 def valid_messages() -> dict[str, bytes]:
     """Payloads of the colluder in an honest attempt with the default seed."""
     if not _VALID:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         _VALID["keys"] = world[COLLUDER].make_keys().payload
         _VALID["shares"] = world[COLLUDER].deal(relayed)["north"].payload
@@ -140,7 +140,7 @@ def valid_messages() -> dict[str, bytes]:
         world.accept()
         _VALID["list"] = world.upload_all("A")
         _VALID["header"] = world.aggregator.current.headers[COLLUDER].payload
-        world.sign_and_open("A", FIVE, FIVE)
+        world.sign_and_open("A", SIX, SIX)
         _VALID["opening"] = world.aggregator.current.openings[COLLUDER].payload
     return _VALID
 

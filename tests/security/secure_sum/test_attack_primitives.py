@@ -22,8 +22,8 @@ from tests.security.secure_sum.harness import (
 )
 from tests.security.secure_sum.lies import (
     COLLUDER,
-    FIVE,
     HONEST,
+    SIX,
     keys_of,
     signed,
     with_keys,
@@ -44,7 +44,7 @@ class TestRule11Primitives:
     @pytest.mark.parametrize("key", LOW_ORDER)
     @pytest.mark.parametrize("which", ["share", "mask"])
     def test_low_order_keys_are_refused_where_they_arrive(self, key: bytes, which: str) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         message = world[COLLUDER].make_keys()
         first, *rest = keys_of(message).parts
         changes = {"share_key": key} if which == "share" else {"parts": (replace(first, public_key=key), *rest)}
@@ -56,7 +56,7 @@ class TestRule11Primitives:
         assert error.culprits == (COLLUDER,)
 
     def test_a_second_encoding_of_another_s_key_is_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         victim = keys_of(world["south"].make_keys()).share_key
         copied = with_keys(world[COLLUDER].make_keys(), share_key=victim[:31] + bytes([victim[31] | 0x80]))
         refuses(MalformedMessageError, world.aggregator.take_keys, copied)
@@ -69,7 +69,7 @@ class TestRule11Primitives:
 
     def test_a_box_that_was_changed_on_the_way_does_not_open(self) -> None:
         """The dealer signs what the coordinator asks; still only the box that was sealed for this pair opens."""
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         world.deal(relayed)
         true = ShareMessage.decode(world.aggregator.shares[COLLUDER]["north"].payload)
@@ -82,11 +82,11 @@ class TestRule11Primitives:
             twin_relayed = twin.send_keys()
             twin.dealt("north", twin_relayed)
             rest = [s for s in world.aggregator.shares_for("north") if s.signer != COLLUDER]
-            twin["north"].accept(FIVE, [*rest, lie])
+            twin["north"].accept(SIX, [*rest, lie])
             assert [e.culprits for e in twin["north"].complaints] == [(COLLUDER,)]
 
     def test_a_share_that_is_not_what_was_committed_is_complained_about(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         relayed = world.send_keys()
         world.deal(relayed)
         true = ShareMessage.decode(world.aggregator.shares[COLLUDER]["north"].payload)
@@ -97,11 +97,11 @@ class TestRule11Primitives:
             twin.dealt("north", twin.send_keys())
             lie = signed(COLLUDER, derive.TAG_SHARES, replace(true, shares=(wrong, *rest_of_it)).encode())
             rest = [s for s in world.aggregator.shares_for("north") if s.signer != COLLUDER]
-            twin["north"].accept(FIVE, [*rest, lie])
+            twin["north"].accept(SIX, [*rest, lie])
             assert [e.culprits for e in twin["north"].complaints] == [(COLLUDER,)]
 
     def test_key_messages_for_other_parts_than_the_plan_s_are_refused(self) -> None:
-        world = World(make_attempt(FIVE))
+        world = World(make_attempt(SIX))
         message = world[COLLUDER].make_keys()
         parts = keys_of(message).parts
         for wrong in (parts[:1], parts[::-1], (*parts, replace(parts[0], part="more")), ()):
