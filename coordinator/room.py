@@ -28,7 +28,7 @@ def room_of(sums: Iterable[Sum], state: RunState) -> int:
         state: of the run when it begins.
     """
     parts = [(which.name, part) for which in sums for part in which.parts]
-    uploads = sum(part.bytes * len(part.contributors) for _, part in parts)
+    uploads = sum(part.sent_bytes * len(part.contributors) for _, part in parts)
     opened = sum(part.bytes for _, part in parts)
     slots = max((len(c.slots) for c in state.components.values()), default=0)
     model = sum(4 * part.length * (1 + slots) for name, part in parts if name == UPDATES)

@@ -20,6 +20,7 @@ from federation.settings_files import Address
 from federation.vectors import UploadMismatchError, UploadOffsetError
 from institution_node.grpc_channel import Connection
 from institution_node.link import (
+    LARGEST_CONTENT,
     PROTOCOL_VERSION,
     ContentMismatchError,
     CoordinatorRefusalError,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 CODE_KEY: Final = "consilium-error-code"
 """Trailing metadata in which the coordinator says why it refused."""
-LARGEST_CONTENT: Final = 16 << 30
 CALL_SECONDS: Final = 60.0
 """Of a call, beyond what it was asked to wait."""
 INVITATION_SECONDS: Final = 300.0  # a large plan, over a slow line
@@ -233,14 +233,14 @@ class GrpcLink:
                 raise fault[0] from None
             raise
 
-    def download(self, run: bytes, digest: str) -> bytearray:
+    def download(self, run: bytes, digest: str, at_most: int = LARGEST_CONTENT) -> bytearray:
         """See CoordinatorLink."""
         content, at = bytearray(), 0
 
         def announced(length: int) -> None:
             nonlocal content
-            if length > LARGEST_CONTENT:
-                raise self._mismatch(f"content of {length} bytes is too large")
+            if length > at_most:
+                raise self._mismatch(f"content of {length} bytes is too large, {at_most} are the most")
             content = bytearray(length)
 
         def take(piece: memoryview) -> None:

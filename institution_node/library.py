@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from institution_node.link import CoordinatorLink, wrong_length
+from institution_node.link import LARGEST_CONTENT, CoordinatorLink, wrong_length
 
 CAPACITY_BYTES: Final = 8 << 20
 """Of what is kept by default: schema and statistics. An opened model is applied as it comes in and not asked for again;
@@ -28,18 +28,18 @@ class LinkLibrary:
         self._kept: OrderedDict[str, bytearray] = OrderedDict()
         self._size = 0
 
-    def fetch(self, digest: str) -> bytearray:
+    def fetch(self, digest: str, at_most: int = LARGEST_CONTENT) -> bytearray:
         """Content by its digest (64 hex digits). The buffer is shared with later callers: do not change it.
 
         Raises:
-            ContentMismatchError: what came is something else.
+            ContentMismatchError: what came is something else, or has more than `at_most` bytes.
             LinkError: it could not be fetched.
         """
         content = self._kept.get(digest)
         if content is not None:
             self._kept.move_to_end(digest)
             return content
-        content = self._link.download(self._run, digest)
+        content = self._link.download(self._run, digest, at_most)
         if len(content) <= self._capacity:
             self._kept[digest] = content
             self._size += len(content)
@@ -76,7 +76,7 @@ class LinkLibrary:
             self._link.stream(self._run, digest, length, take)
 
     def _whole(self, digest: str, length: int) -> bytearray:
-        content = self.fetch(digest)
+        content = self.fetch(digest, self._capacity)
         if len(content) != length:
             raise wrong_length(length, len(content))
         return content

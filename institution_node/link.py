@@ -17,6 +17,8 @@ from security.errors import ConsiliumError, ProtocolError
 from security.secure_sum.upload import Upload
 
 PROTOCOL_VERSION: Final = 1
+LARGEST_CONTENT: Final = 512 << 20
+"""Bytes taken into memory at once where no length is known: schema and statistics. What is larger is streamed."""
 
 
 class LinkError(ConsiliumError):
@@ -103,11 +105,12 @@ class CoordinatorLink(Protocol):
         """Sends a masked vector, whole: goes on by itself where it was cut off. Returns when it counts."""
         ...
 
-    def download(self, run: bytes, digest: str) -> bytearray:
+    def download(self, run: bytes, digest: str, at_most: int = LARGEST_CONTENT) -> bytearray:
         """Content by its digest (64 hex digits), a fresh buffer that is the caller's to keep.
 
         Raises:
-            ContentMismatchError: what came is something else.
+            ContentMismatchError: what came is something else, or has more than `at_most` bytes; of that, nothing is
+                taken.
         """
         ...
 

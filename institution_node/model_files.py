@@ -102,12 +102,14 @@ class FileVector:
         self.size, self._path = size, path
         self._scratch = np.empty(min(BLOCK, size), np.float32)
         self._mapped: Float32 | None = None
+        self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self.found = os.fstat(self._descriptor).st_size == 4 * size
             if not self.found:
                 self._make_room()
         except OSError as error:
+            self.close()  # open, it would hold the room of what is deleted
             with suppress(OSError):
                 path.unlink()
             raise self._failed(error) from error
@@ -182,34 +184,38 @@ class ModelShelf:
     """The vectors of one run.
 
     Args:
-        folder: for the large ones, made when the first of them is; its siblings are of runs that are over, and go.
+        folder: for the large ones, made when the first of them is. Its siblings are of runs that are over, and go now.
             None: everything stays in memory.
         memory_bytes: what may stay in memory; the vectors that are asked for first do.
     """
 
     def __init__(self, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
         self._folder, self._left = folder, memory_bytes
-        self._files: list[FileVector] = []
+        self._vectors: dict[str, ModelVector] = {}
+        if folder is not None:
+            with suppress(OSError):  # there is none yet
+                for other in folder.parent.iterdir():
+                    if other != folder:
+                        shutil.rmtree(other, ignore_errors=True)
 
     def vector(self, name: str, size: int) -> ModelVector:
-        """A new vector, or the one of this name that an earlier process left.
+        """A new vector, the open one of this name, or the one that an earlier process left.
 
         Raises:
             StorageFullError: the disk has no room for it.
             StorageError: the disk refuses.
         """
-        if self._folder is None or 4 * size <= self._left:
-            self._left -= 4 * size
-            return MemoryVector(size)
-        self._make_folder(self._folder)
-        file = FileVector(self._folder / f"{name.replace('/', '.')}.f32", size)
-        self._files.append(file)
-        return file
+        found = self._vectors.get(name)
+        if found is None or found.size != size:
+            found = self._vectors[name] = self._new(name, size)
+        return found
 
     def close(self) -> None:
         """Lets the files go; they stay for the next process."""
-        for file in self._files:
-            file.close()
+        for vector in self._vectors.values():
+            if isinstance(vector, FileVector):
+                vector.close()
+        self._vectors.clear()
 
     def remove(self) -> None:
         """Deletes the files: the run is over."""
@@ -217,13 +223,17 @@ class ModelShelf:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _new(self, name: str, size: int) -> ModelVector:
+        if self._folder is None or 4 * size <= self._left:
+            self._left -= 4 * size
+            return MemoryVector(size)
+        self._make_folder(self._folder)
+        return FileVector(self._folder / f"{name.replace('/', '.')}.f32", size)
+
     @staticmethod
     def _make_folder(folder: Path) -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for other in folder.parent.iterdir():
-                if other != folder:
-                    shutil.rmtree(other, ignore_errors=True)
         except OSError as error:
             raise StorageError(
                 "the folder for large components cannot be made.",

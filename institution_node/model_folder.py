@@ -6,9 +6,12 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from federation.model_archive import MANIFEST, PLAN, SCHEMA, WEIGHTS, Model, ModelArchiveError, unpack
 from federation.tensor_file import TensorFile
+
+_WRITING: Final = ".writing-"
 
 
 def read_model(folder: Path, expected: str = "") -> Model:
@@ -48,7 +51,7 @@ def write_model(folder: Path, files: Mapping[str, bytes | TensorFile]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in sorted(files, key=lambda n: (n == MANIFEST, n)):
         # In the same folder, so that the rename stays within one file system.
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=_WRITING)
         try:
             with os.fdopen(handle, "wb") as file:
                 data = files[name]
@@ -60,3 +63,16 @@ def write_model(folder: Path, files: Mapping[str, bytes | TensorFile]) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def sweep_models(models: Path) -> None:
+    """Deletes what a killed process left half written. Only while nobody else writes there.
+
+    Args:
+        models: folder of model folders; need not be there.
+
+    Raises:
+        OSError: the disk's.
+    """
+    for left in models.glob(f"*/{_WRITING}*"):
+        left.unlink(missing_ok=True)

@@ -20,11 +20,12 @@ from prometheus_client import CollectorRegistry
 from federation.plan import Plan
 from institution_node.config import NodeConfig
 from institution_node.data import InstitutionData, load_institution_data
-from institution_node.final_model import keep_final_model
+from institution_node.final_model import FETCHING, keep_final_model
 from institution_node.grpc_link import GrpcLink
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory
 from institution_node.model_files import ModelShelf, weights_folder
+from institution_node.model_folder import sweep_models
 from institution_node.node import Assignment, Node, run_until_stopped
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, load_policy
@@ -171,7 +172,10 @@ def serve(config: NodeConfig, *, accept_new_data: bool = False, make_work: MakeW
     make = make_work or local_work(config)
     config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
+        # First: its lock keeps a second node out of the state folder.
         audit = stack.enter_context(AuditLog(config.state / AUDIT_LOG, datetime.now(UTC)))
+        sweep_models(config.state / MODELS)
+        shutil.rmtree(config.state / MODELS / FETCHING, ignore_errors=True)
         shareable, local = NodeShareableMetrics(CollectorRegistry()), NodeLocalMetrics(CollectorRegistry())
         observer = NodeObserver(config.institution, shareable, local, audit)
         link = GrpcLink(config.coordinator, tls_files(config), stop=stop, watcher=observer)

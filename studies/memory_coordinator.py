@@ -18,7 +18,7 @@ from federation.fixed_point import WeightError
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import Plan
 from federation.rounds import digest
-from institution_node.link import verified, wrong_length
+from institution_node.link import LARGEST_CONTENT, ContentMismatchError, verified, wrong_length
 from security.secure_sum.messages import Signed
 from security.secure_sum.upload import Upload
 
@@ -142,9 +142,11 @@ class MemoryLink:
             spool.complete(key, hashed.hexdigest(), upload.length)
         self._run.complete_upload(key, self._coordinator.now)
 
-    def download(self, run: bytes, digest: str) -> bytearray:
+    def download(self, run: bytes, digest: str, at_most: int = LARGEST_CONTENT) -> bytearray:
         """See CoordinatorLink."""
         reader = open_published(self._run, self._institution, digest)
+        if reader.length > at_most:
+            raise ContentMismatchError(f"content of {reader.length} bytes is too large, {at_most} are the most.")
         data = bytearray(reader.length)
         reader.read_into(0, memoryview(data))
         self._run.traffic["down"] += len(data)

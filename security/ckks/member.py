@@ -27,7 +27,7 @@ from security.secure_sum.messages import Signed, SurvivorList, UploadHeader
 from security.secure_sum.phases import MemberPhase, MemberStep
 from security.secure_sum.spec import Attempt, Part
 from security.secure_sum.upload import Upload, WordSource
-from security.secure_sum.verify import check_uploads, sha256
+from security.secure_sum.verify import check_uploads, sha256, upload_lengths
 from security.signing import IdentityKey
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ class EncryptingMember(Member):
     ) -> dict[str, list[Any]]:
         """Adds the listed uploads, one after the other. Nothing of one upload is parsed before its hash is checked."""
         folds: dict[str, list[Any]] = {p.name: [None] * SlotCode.for_part(p).ciphertexts(p.length) for p in parts}
+        lengths = upload_lengths(self.attempt, listed.sum, self._cohort)
         for name, digest in zip(listed.alive, listed.hashes, strict=True):
-            data = fetch(digest.hex())
+            data = fetch(digest.hex(), lengths.get(name, 0))
             if content_hash(data) != digest:
                 raise ContradictoryListError(
                     "the coordinator shows another upload than the signed list names.",

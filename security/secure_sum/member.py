@@ -63,11 +63,11 @@ from security.secure_sum.verify import (
 )
 from security.signing import IdentityKey
 
-Fetch = Callable[[str], "bytes | bytearray"]
-"""Content by its hash (BLAKE3) in hex, checked."""
+Fetch = Callable[[str, int], "bytes | bytearray"]
+"""Content by its hash (BLAKE3) in hex, checked; and the most bytes that it may have."""
 
 
-def nothing_to_fetch(digest: str) -> bytes:
+def nothing_to_fetch(digest: str, at_most: int) -> bytes:
     """Where no sum is encrypted."""
     raise MemberMisuseError("an encrypted sum is opened with the uploads that its list names.")
 

@@ -268,6 +268,12 @@ def test_a_seed_in_node_toml_is_refused_by_policy(hospital: Hospital) -> None:
 
 @pytest.mark.processes
 def test_a_node_process_enrols_and_ends_at_sigterm(hospital: Hospital) -> None:
+    models = load_node_config(hospital.config).state / "models"
+    written = models / "aa" / "manifest.json"
+    half = [models / "aa" / ".writing-x", models / ".fetching" / "aa" / "encoder.mrna.f32"]
+    for path in (written, *half):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     log = (hospital.folder / "log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "institution_node.cli", "run", "--config", str(hospital.config)],
@@ -280,6 +286,8 @@ def test_a_node_process_enrols_and_ends_at_sigterm(hospital: Hospital) -> None:
         while not hospital.coordinator.enrolments and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         assert [e.refusal for e in hospital.coordinator.enrolments] == [""], (hospital.folder / "log").read_text()
+        assert "another process" in mistake("run", "--config", hospital.config)  # one node in one state folder
+        assert written.exists()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:
@@ -287,6 +295,7 @@ def test_a_node_process_enrols_and_ends_at_sigterm(hospital: Hospital) -> None:
             process.kill()
             process.wait()
         log.close()
+    assert not any(path.exists() for path in half)  # what a killed process left
     said = (hospital.folder / "log").read_text()
     assert "Traceback" not in said
     state = load_node_config(hospital.config).state

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from federation.content_hash import content_digest
 from federation.plan import MAX_BYTES, PlanError
 from federation.settings_files import Address
-from institution_node.grpc_link import LARGEST_CONTENT, GrpcLink
+from institution_node.grpc_link import GrpcLink
 from institution_node.guard import WorkFailedError, guarded
 from institution_node.library import LinkLibrary
 from institution_node.link import (
+    LARGEST_CONTENT,
     ContentMismatchError,
     CoordinatorIdentityError,
     CoordinatorRefusalError,
@@ -272,6 +273,17 @@ def test_the_library_fetches_once_and_forgets_the_oldest(pair: tuple[TinyCoordin
     library.fetch(large)
     library.fetch(b)
     assert len(coordinator.starts) == 6
+
+
+def test_more_than_was_agreed_is_refused_before_it_is_taken(pair: tuple[TinyCoordinator, GrpcLink]) -> None:
+    coordinator, link = pair
+    digest = coordinator.publish(bytes(101))
+    library = LinkLibrary(link, RUN, capacity=100)
+    assert library.fetch(digest, 101) == bytes(101)
+    with pytest.raises(ContentMismatchError, match="101 bytes is too large, 100"):
+        library.fetch(digest, 100)
+    with pytest.raises(ContentMismatchError, match="too large"):
+        library.stream(digest, 50, lambda piece: None)  # small as it is said to be, it would be taken whole
 
 
 # -- who answers --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,28 @@ def test_a_disk_without_room_is_a_typed_error_that_leaves_no_file(tmp_path: Path
         shelf.vector("encoder/mrna", 1 << 46)
     assert "Free space" in refused.value.remedy
     assert not list((tmp_path / "aa").iterdir())
+    open_files = os.listdir("/proc/self/fd")
+    with pytest.raises(StorageFullError):
+        shelf.vector("encoder/mrna", 1 << 46)
+    assert os.listdir("/proc/self/fd") == open_files  # a descriptor left open keeps the room taken
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         ModelShelf(tmp_path / "file" / "aa", memory_bytes=0).vector("encoder/mrna", 5)
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 4 * 5])
+def test_a_vector_that_is_asked_for_again_is_the_open_one(tmp_path: Path, memory_bytes: int) -> None:
+    """A round that begins again and again on a full disk opens each file once."""
+    shelf = ModelShelf(tmp_path / "aa", memory_bytes=memory_bytes)
+    first = shelf.vector("encoder/mrna", 5)
+    assert all(shelf.vector("encoder/mrna", 5) is first for _ in range(4))
+    other = shelf.vector("encoder/mrna", 6)
+    assert other is not first
+    assert other.size == 6
+    shelf.close()
+
+
+def test_what_a_run_left_goes_when_the_next_begins_also_if_that_one_is_small(tmp_path: Path) -> None:
+    ModelShelf(tmp_path / "old", memory_bytes=0).vector("encoder/mrna", 5)
+    ModelShelf(tmp_path / "new").vector("encoder/mrna", 5)
+    assert not list(tmp_path.iterdir())

@@ -19,7 +19,13 @@ from federation.plan import Plan
 from federation.rounds import Cohorts, digest
 from institution_node.data import InstitutionData, NoPatientError
 from institution_node.final_model import FinalModelError, keep_final_model
-from institution_node.link import CoordinatorLink, CoordinatorRefusalError, CoordinatorUnreachableError, StoppedError
+from institution_node.link import (
+    LARGEST_CONTENT,
+    CoordinatorLink,
+    CoordinatorRefusalError,
+    CoordinatorUnreachableError,
+    StoppedError,
+)
 from institution_node.local_run import LocalRun
 from institution_node.model_folder import read_model
 from institution_node.node import (
@@ -113,7 +119,7 @@ class ScriptedLink:
         for _ in upload.chunks():
             self.sent_chunks += 1
 
-    def download(self, run: bytes, digest: str) -> bytearray:
+    def download(self, run: bytes, digest: str, at_most: int = LARGEST_CONTENT) -> bytearray:
         raise CoordinatorRefusalError("unknown-content")
 
     def stream(

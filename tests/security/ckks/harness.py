@@ -80,7 +80,8 @@ class EncryptedWorld(World):
         """What one institution downloads with."""
         by_hash = {content_hash(data).hex(): data for data in self.uploads.values()}
 
-        def fetched(digest: str) -> bytes:
+        def fetched(digest: str, at_most: int) -> bytes:
+            assert len(by_hash[digest]) == at_most
             self.fetched.append((name, digest))
             return by_hash[digest]
 

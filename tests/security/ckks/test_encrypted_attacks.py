@@ -234,7 +234,7 @@ class TestLists:
         world.sign_and_open("A", FIVE, ())
         victim = world.uploads["A", "east"]
         signatures = list(world.aggregator.current.signatures.values())
-        refuses(ContradictoryListError, world["north"].open, signatures, lambda digest: victim)
+        refuses(ContradictoryListError, world["north"].open, signatures, lambda digest, at_most: victim)
 
     def test_one_upload_listed_for_several_institutions_is_not_signed(self) -> None:
         world = uploaded()
@@ -267,7 +267,7 @@ class TestLists:
         world = uploaded()
         world.sign_and_open("A", FIVE, ())
         signatures = list(world.aggregator.current.signatures.values())
-        refuses(ContradictoryListError, world["north"].open, signatures, lambda digest: b"garbage")
+        refuses(ContradictoryListError, world["north"].open, signatures, lambda digest, at_most: b"garbage")
 
     def test_asked_twice_with_another_list_it_decrypts_only_the_signed_one(self) -> None:
         world = uploaded()
