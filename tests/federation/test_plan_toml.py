@@ -314,7 +314,8 @@ WRONG = [
         "encrypted-without-a-word-about-the-coordinator",
         "threshold = 3\n",
         'threshold = 3\nckks = ["statistics"]\n',
-        "[secure_sum] coordinator_colludes: encrypted sums are open to a coordinator that colludes with any one institution",
+        "[secure_sum] coordinator_colludes: encrypted sums are open to a coordinator that colludes with any one "
+        "institution",
         "[secure_sum]",
     ),
     Wrong(
