@@ -101,7 +101,7 @@ def ckks_row(institutions: int, parameters: int) -> CkksRow:
     machine.decide()
     maker = holders(attempt, names)[0]
     start = time.process_time()
-    opening = members[maker].open(list(machine.current.signatures.values()), uploads.__getitem__)
+    opening = members[maker].open(list(machine.current.signatures.values()), lambda digest, _: uploads[digest])
     cpu_decryptor = time.process_time() - start
     machine.take_opening(opening)
     opened: list[bytes] = []

@@ -265,7 +265,7 @@ def test_aggregators_refuse_every_step_out_of_phase_and_go_on(stage: int, said: 
         AggregatorStep.CLOSE_UPLOADS: [machine.close_uploads],
         AggregatorStep.TAKE_SIGNATURE: [lambda: machine.take_signature(*said["signature"])],
         AggregatorStep.DECIDE: [machine.decide],
-        AggregatorStep.TAKE_OPENING: [lambda: machine.take_opening(*said["opening"])],
+        AggregatorStep.TAKE_OPENING: [lambda: machine.take_opening(said["opening"][0])],
         AggregatorStep.CLOSE_SUM: [machine.close_sum],
     }
     assert set(calls) == set(AggregatorStep)
