@@ -215,7 +215,7 @@ def another_component(updates: dict[str, Float32]) -> None:
 def test_an_update_that_is_none_costs_its_institution_that_round_and_nobody_else(
     tmp_path: Path, damage: Damage, code: str
 ) -> None:
-    plan = small_plan(7, rounds=3)
+    plan = small_plan(7, rounds=3, secure_sum={"similar_statistics": "log"})
     federation = SmallFederation(plan)
     metrics = CoordinatorMetrics(CollectorRegistry())
     recorder = RunRecorder(federation.coordinator.store, AuditLog(tmp_path / "audit", AT), lambda: AT)

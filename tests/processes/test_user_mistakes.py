@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ Command = Callable[[Trained, Path], CompletedProcess[str]]
 
 
 def changed_plan(made: Trained, folder: Path, old: str, new: str) -> Path:
-    file = folder / f"plan-{len(list(folder.iterdir()))}.toml"
+    file = folder / f"plan-{secrets.token_hex(8)}.toml"  # mistakes are made side by side
     text = made.plan_file.read_text(encoding="utf-8")
     assert old in text
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
@@ -51,7 +52,7 @@ def not_empty(made: Trained, folder: Path) -> CompletedProcess[str]:
 
 def node_with(made: Trained, folder: Path, old: str, new: str, *words: str) -> CompletedProcess[str]:
     """A command at toy-1 with something changed in its node.toml."""
-    copy = folder / f"node-{len(list(folder.iterdir()))}"
+    copy = folder / f"node-{secrets.token_hex(8)}"
     shutil.copytree(made.local.folder("toy-1"), copy, ignore=shutil.ignore_patterns("state"))
     file = copy / "node.toml"
     assert old in file.read_text()
