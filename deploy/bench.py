@@ -52,6 +52,8 @@ def default_cases() -> list[Case]:
         *cases([100_000_000], [9], [0]),
         *cases([100_000], [9], [0]),
         *(Case(9, size, "ckks") for size in (100_000, 1_000_000)),
+        Case(9, 10_000_000, word_bits=16),
+        Case(9, 10_000_000, fraction=0.1),
         *cases([1_000_000], [32], [0]),
         Case(50, 1_000_000),
         *cases([1_000_000], [100], [0], "memory"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.bench import RESULTS, read_rows
-from deploy.bench_rows import Row
+from deploy.bench_rows import Row, sent
 from security.errors import ConfigurationError
 from security.user_errors import user_errors
 
@@ -15,7 +15,7 @@ PAGE: Final = Path("docs/performance.md")
 BEGIN: Final = "<!-- rows of bench/results.json, put here by `make docs` -->"
 END: Final = "<!-- end of the rows -->"
 _HEADINGS: Final = (
-    *("N", "parameters", "backend", "over", "gone", "rounds", "wall, s", "÷ none", "÷ floor", "floor"),
+    *("N", "parameters", "backend", "over", "sent", "gone", "rounds", "wall, s", "÷ none", "÷ floor", "floor"),
     *("CPU, s", "coordinator", "institution", "coordinator, MiB", "node, MiB", "bytes up", "down"),
 )
 
@@ -29,6 +29,7 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{r.parameters:,}",
             r.backend,
             r.transport,
+            sent(r),
             str(r.dropouts),
             str(r.rounds),
             f"{r.wall_seconds:.2f}",

@@ -172,7 +172,7 @@ def measure(
         seconds: until the run is given up.
     """
     chosen = dict(list(keys.items())[: case.institutions])
-    plan = bench_plan(chosen, case.parameters, rounds + 1, case.backend, FEDERATION)
+    plan = bench_plan(chosen, case, rounds + 1, FEDERATION)
     names = list(chosen)
     run = federation.accept(names, plan, dict.fromkeys(names, (MODALITY,)))
     vanishing = {name: {"CONSILIUM_BENCH_VANISH": "1"} for name in names[: case.dropouts]}

@@ -15,6 +15,7 @@ from federation.layout import Component, layout
 from federation.plan import Plan
 from federation.rounds import UPDATES
 from federation.server_optimisers import state_slots
+from federation.thinning import Thinning
 from institution_node.model_files import MEMORY_BYTES
 from security.ckks.encoding import ciphertext_bytes
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH
@@ -38,6 +39,7 @@ class ComponentLoad:
         masked: False for the backend `none`.
         ciphertext: bytes of one encrypted upload; 0: it is not encrypted.
         filed: whether it is too large for the institutions' memory and rests in a file at each.
+        sent: parameters that travel, of a thinned component; None: all.
     """
 
     parameters: int
@@ -49,6 +51,7 @@ class ComponentLoad:
     masked: bool = True
     ciphertext: int = 0
     filed: bool = False
+    sent: int | None = None
 
     @property
     def alive(self) -> int:
@@ -57,8 +60,8 @@ class ComponentLoad:
 
     @property
     def vector(self) -> int:
-        """Bytes of one upload: a word per parameter, and one for the weight behind them."""
-        return self.word_bytes * (self.parameters + 1)
+        """Bytes of one upload: a word per parameter that is sent, and one for the weight behind them."""
+        return self.word_bytes * ((self.parameters if self.sent is None else self.sent) + 1)
 
     @property
     def upload(self) -> int:
@@ -153,6 +156,7 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
             slots=slots,
             masked=plan.secure_sum.backend != "none",
             ciphertext=_ciphertext(c) if UPDATES in plan.secure_sum.ckks else 0,
+            sent=Thinning(c.size, plan.component(c.name).fraction).words,
             filed=4 * c.size * (1 + slots) > MEMORY_BYTES,
             neighbours=drawn if len(c.owners) > MAX_COMPLETE_GRAPH else None,
         )

@@ -148,7 +148,7 @@ def measure(case: Case, rounds: int, meter: RateMeter) -> Measured:
     names = [f"node-{k + 1}" for k in range(case.institutions)]
     identities = {name: IdentityKey.generate() for name in names}
     keys = {name: public_key_text(key.public) for name, key in identities.items()}
-    plan = bench_plan(keys, case.parameters, rounds + 1, case.backend, FEDERATION)
+    plan = bench_plan(keys, case, rounds + 1, FEDERATION)
     plan_bytes, observer, rng = plan.to_bytes(), _Rounds(), SystemRandomness()
     before = meter.measure()
     coordinator = _Coordinator(plan_bytes, observer)

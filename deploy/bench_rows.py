@@ -14,6 +14,7 @@ from deploy.bench_floors import Kind, Rates, RoundBytes, largest_floor
 
 Backend = Literal["masks", "ckks", "none"]
 Transport = Literal["grpc", "memory"]
+WordBits = Literal[16, 32]
 MIB = 2**20
 
 
@@ -27,6 +28,8 @@ class Case:
         backend: how sums are protected.
         dropouts: institutions that vanish from every round after the key phase.
         transport: `grpc`: real processes over mTLS; `memory`: one process, the same machines in turn.
+        word_bits: 32, or 16 for half words.
+        fraction: of the encoder's parameters that is sent in a round, above 0, at most 1.
     """
 
     institutions: int
@@ -34,11 +37,13 @@ class Case:
     backend: Backend = "masks"
     dropouts: int = 0
     transport: Transport = "grpc"
+    word_bits: WordBits = 32
+    fraction: float = 1.0
 
     @property
     def comparable(self) -> Case:
-        """The case that this one is told as a ratio to."""
-        return replace(self, backend="none", dropouts=0)
+        """The case that this one is told as a ratio to: all that is sent, in whole words and bare."""
+        return replace(self, backend="none", dropouts=0, word_bits=32, fraction=1.0)
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,10 @@ class Row:
     """One row of bench/results.json.
 
     Attributes:
-        institutions, parameters, backend, dropouts, transport: the case.
+        institutions, parameters, backend, dropouts, transport, word_bits, fraction: the case.
         rounds: counted.
         wall_seconds: median of these rounds, from the first key to the commit.
-        ratio_to_none: to the same case without masks and dropouts.
+        ratio_to_none: to the same case without masks and dropouts, everything sent in words of 32 bits.
         ratio_to_floor: to `floor_seconds`.
         floor, floor_seconds: the largest floor and what it takes.
         cpu_seconds: processor time of all processes together, a round.
@@ -123,6 +128,8 @@ class Row:
     backend: Backend
     dropouts: int
     transport: Transport
+    word_bits: WordBits
+    fraction: float
     rounds: int
     wall_seconds: float
     ratio_to_none: float | None
@@ -157,6 +164,8 @@ def row(case: Case, m: Measured, base: Measured | None) -> Row:
         backend=case.backend,
         dropouts=case.dropouts,
         transport=case.transport,
+        word_bits=case.word_bits,
+        fraction=case.fraction,
         rounds=len(m.seconds),
         wall_seconds=round(wall, 3),
         ratio_to_none=None if base is None else round(wall / statistics.median(base.seconds), 2),
@@ -185,12 +194,21 @@ def merge(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     order = {"none": 0, "masks": 1}
     return sorted(
         by_case.values(),
-        key=lambda r: (r.transport, r.institutions, r.parameters, order.get(r.backend, 2), r.dropouts),
+        key=lambda r: (
+            *(r.transport, r.institutions, r.parameters, order.get(r.backend, 2)),
+            *(-r.word_bits, -r.fraction, r.dropouts),
+        ),
     )
 
 
 def _case_of(r: Row) -> Case:
-    return Case(r.institutions, r.parameters, r.backend, r.dropouts, r.transport)
+    return Case(r.institutions, r.parameters, r.backend, r.dropouts, r.transport, r.word_bits, r.fraction)
+
+
+def sent(r: Row) -> str:
+    """What an institution sends of a component, in words: `32 bit`, `16 bit`, `10%, 32 bit`."""
+    part = "" if r.fraction >= 1 else f"{r.fraction:.0%}, "
+    return f"{part}{r.word_bits} bit"
 
 
 def rows_of(measured: Iterable[tuple[Case, Measured]]) -> list[Row]:
@@ -217,9 +235,9 @@ def table(rows: Sequence[Row]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    left = ("backend", "over", "floor")
-    headings = ("N", "size", "backend", "over", "gone", "n", "wall s", "÷none", "÷floor", "floor", "CPU s", "coord.")
-    for heading in (*headings, "inst.", "coord.\nMiB", "node\nMiB", "up"):
+    left = ("backend", "over", "sent", "floor")
+    headings = ("N", "size", "backend", "over", "sent", "gone", "n", "wall s", "÷none", "÷floor", "floor")
+    for heading in (*headings, "CPU s", "coord.", "inst.", "coord.\nMiB", "node\nMiB", "up"):
         t.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
     last: tuple[str, int] | None = None
     for r in rows:
@@ -231,6 +249,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{r.parameters / 1e6:.4g}M" if r.parameters >= 100_000 else str(r.parameters),
             r.backend,
             r.transport,
+            sent(r),
             str(r.dropouts),
             str(r.rounds),
             f"{r.wall_seconds:.2f}",

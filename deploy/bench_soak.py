@@ -15,6 +15,7 @@ from rich.console import Console
 from deploy.bench_drift import Drift, drift, table
 from deploy.bench_federation import FEDERATION, bench_federation
 from deploy.bench_plan import MODALITY, bench_plan
+from deploy.bench_rows import Case
 from deploy.bench_watch import Watch
 from security.user_errors import user_errors
 
@@ -33,7 +34,7 @@ def soak(institutions: int, parameters: int, rounds: int, root: Path, seconds: f
         One drift a process, the coordinator's first.
     """
     with bench_federation(root, institutions) as (federation, keys):
-        plan = bench_plan(keys, parameters, rounds, "masks", FEDERATION)
+        plan = bench_plan(keys, Case(len(keys), parameters), rounds, FEDERATION)
         run = federation.accept(list(keys), plan, dict.fromkeys(keys, (MODALITY,)))
         pids = federation.start_all(list(keys), {})
         with Watch(pids, interval=0.05) as watch:

@@ -18,6 +18,7 @@ from deploy.bench_floors import (
     round_bytes,
 )
 from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
+from deploy.bench_rows import Case
 from security.signing import public_key_text
 from tests.plans import example_identity
 
@@ -76,12 +77,24 @@ def test_a_model_that_rests_in_files_is_read_and_written_by_every_owner() -> Non
 def test_the_loads_of_a_plan_are_its_summed_components() -> None:
     keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(4)}
     for backend in ("masks", "none"):
-        plan = bench_plan(keys, 20_000_000, 2, backend, "bench")
+        plan = bench_plan(keys, Case(4, 20_000_000, backend), 2, "bench")
         encoder, classifier = loads_of(plan, {MODALITY: COLUMNS}, ["node-1"])
         assert (encoder.owners, encoder.gone, encoder.masked) == (4, 1, backend == "masks")
         assert encoder.parameters == pytest.approx(20_000_000, rel=0.01)
         assert (encoder.filed, classifier.filed) == (True, False)
         assert owned_parameters([encoder, classifier]) == 4 * (encoder.parameters + classifier.parameters)
+
+
+def test_of_a_thinned_component_only_what_is_sent_travels() -> None:
+    keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(4)}
+    whole, tenth, half = (
+        loads_of(bench_plan(keys, case, 2, "bench"), {MODALITY: COLUMNS})[0]
+        for case in (Case(4, 1_000_000), Case(4, 1_000_000, fraction=0.1), Case(4, 1_000_000, word_bits=16))
+    )
+    assert tenth.vector == pytest.approx(whole.vector / 10, rel=0.01)
+    assert half.vector == pytest.approx(whole.vector / 2, rel=0.01)
+    assert tenth.model == half.model == whole.model
+    assert owned_parameters([tenth]) == owned_parameters([whole])
 
 
 def test_ciphertexts_take_the_place_of_masks_and_go_on_to_whoever_decrypts() -> None:
@@ -91,7 +104,7 @@ def test_ciphertexts_take_the_place_of_masks_and_go_on_to_whoever_decrypts() -> 
     assert made.sent == 2 * 61_952 + 2 * 61_952 + 3 * 40
     assert made.hashed == 3 * 2 * 61_952 + 40 + 3 * 40 + 4 * 36
     keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(4)}
-    encoder, _ = loads_of(bench_plan(keys, 100_000, 2, "ckks", "bench"), {MODALITY: COLUMNS})
+    encoder, _ = loads_of(bench_plan(keys, Case(4, 100_000, "ckks"), 2, "bench"), {MODALITY: COLUMNS})
     assert encoder.ciphertext == pytest.approx(30.4 * encoder.parameters, rel=0.01)
 
 

@@ -14,7 +14,7 @@ from deploy.bench import RESULTS, SETS, cases, passes_of, read_rows, rounds_of, 
 from deploy.bench_docs import BEGIN, END, PAGE, with_rows
 from deploy.bench_floors import Rates, RoundBytes
 from deploy.bench_rates import RateMeter
-from deploy.bench_rows import Case, Measured, merge, rows_of, table
+from deploy.bench_rows import Case, Measured, merge, rows_of, sent, table
 from security.errors import ConfigurationError
 
 RATES = Rates(1e11, 2e9, 8e9, 1e10, 2e10)
@@ -36,6 +36,13 @@ def test_a_row_is_the_median_of_all_passes_and_told_as_a_ratio() -> None:
     assert (masks.wall_seconds, masks.ratio_to_none, masks.rounds) == (2.0, 1.0, 3)
     assert masks.cpu_seconds == pytest.approx(1.0 + 9 * 0.1)
     assert masks.bytes_up_per_parameter == 4.0
+
+
+def test_half_words_and_parts_are_told_as_a_ratio_to_everything_sent_bare() -> None:
+    half, tenth = Case(9, 1_000_000, word_bits=16), Case(9, 1_000_000, fraction=0.1)
+    rows = rows_of([(NONE, measured(1.0)), (half, measured(0.5)), (tenth, measured(0.2))])
+    assert [(sent(r), r.ratio_to_none) for r in rows] == [("32 bit", 1.0), ("16 bit", 0.5), ("10%, 32 bit", 0.2)]
+    assert len(merge(rows, rows_of([(MASKS, measured(1.0))]))) == 4  # none takes another's place
 
 
 def test_peaks_of_passes_are_the_largest_and_processor_time_the_mean_by_rounds() -> None:
@@ -116,7 +123,7 @@ def test_a_page_without_a_place_for_rows_is_refused() -> None:
     page = f"a\n{BEGIN}\nold\n{END}\nb\n"
     made = with_rows(page, rows_of([(MASKS, measured(1.0))]))
     assert made == with_rows(made, rows_of([(MASKS, measured(1.0))]))
-    assert "| 9 | 1,000,000 | masks | grpc | 0 | 1 | 1.00 | – |" in made
+    assert "| 9 | 1,000,000 | masks | grpc | 32 bit | 0 | 1 | 1.00 | – |" in made
     assert "old" not in made
 
 

@@ -22,6 +22,7 @@ from coordinator.failpoints import TESTING, VARIABLE
 from coordinator.state import RunState
 from coordinator.store import CommittedRound, Point, Store
 from deploy import bench_plan
+from deploy.bench_rows import Case
 from deploy.cli import app, connect
 from deploy.local_federation import LocalFederation, LocalInstitution
 from deploy.operator_link import OperatorLink
@@ -150,7 +151,7 @@ class Bench:
     ) -> Plan:
         """A plan of another run, which all nodes accept."""
         self._runs += 1
-        plan = bench_plan.bench_plan(self.keys, parameters, rounds, "masks", self.local.name)
+        plan = bench_plan.bench_plan(self.keys, Case(len(self.keys), parameters), rounds, self.local.name)
         waits = plan.deadlines.model_copy(update={"keys": 30.0, "upload": 40.0, **deadlines})
         shut = plan.secure_sum.model_copy(update={"ckks": encrypted, "coordinator_colludes": not encrypted})
         plan = plan.model_copy(update={"run": f"{plan.run}-{self._runs}", "deadlines": waits, "secure_sum": shut})
