@@ -190,8 +190,10 @@ class Run:
     def take_keys(self, signed: Signed, now: datetime) -> None:
         """A key message; see `Aggregator.take_keys` for the errors."""
         attempt = self._attempt_for(signed.signer)
+        new = signed.signer not in attempt.machine.keys
         attempt.machine.take_keys(signed)
-        attempt.withdrawn.pop(signed.signer, None)
+        if new:  # it could not before and now can; whoever leaves with its keys sent has destroyed them
+            attempt.withdrawn.pop(signed.signer, None)
         self.tick(now)
 
     def take_reveal(self, sender: str, value: bytes, now: datetime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from consilium.v1 import service_pb2 as pb
@@ -15,6 +16,7 @@ from federation.content_hash import content_digest
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import digest
 from federation.rounds import SETUP_SUMS
+from security.secure_sum.derive import TAG_KEYS
 from security.secure_sum.messages import Signed
 from security.secure_sum.upload import Upload
 from tests.coordinator.members import Follower, header_of, request_for
@@ -154,6 +156,29 @@ def test_who_withdrew_or_came_late_waits_while_shareholders_go_on() -> None:
     table.all_act(NAMES[1])
     assert table.told(NAMES[1]).wait.phase == "shares"
     assert table.told(NAMES[0]).WhichOneof("kind") == "deal_shares"
+
+
+def test_keys_sent_again_do_not_bring_back_who_withdrew_with_its_keys_destroyed() -> None:
+    table = Table()
+    attempt, name = table.run.attempt, NAMES[1]
+    assert attempt is not None
+    keys = table.followers[name].keys(table.told(name))
+    table.run.take_keys(keys, NOW)
+    table.run.withdraw(name, 0, attempt.number, "withdrawn", NOW)
+    for again in (keys, replace(keys, signature=table.followers[name].identity.sign(TAG_KEYS, keys.payload))):
+        table.run.take_keys(again, NOW)
+        assert attempt.withdrawn == {name: "withdrawn"}
+        assert table.told(name).WhichOneof("kind") == "wait"
+
+
+def test_who_withdrew_before_it_had_keys_comes_back_with_its_first_ones() -> None:
+    table = Table()
+    attempt, name = table.run.attempt, NAMES[1]
+    assert attempt is not None
+    keys = table.followers[name].keys(table.told(name))
+    table.run.withdraw(name, 0, attempt.number, "node-stopped", NOW)
+    table.run.take_keys(keys, NOW)
+    assert not attempt.withdrawn
 
 
 def test_shareholders_without_an_upload_sign_and_open_too() -> None:
