@@ -21,18 +21,16 @@ from coordinator.observer import Observer
 from coordinator.results import RoundStatistics
 from deploy.bench_federation import FEDERATION
 from deploy.bench_floors import ComponentLoad, Rates, loads_of, owned_parameters, round_bytes
-from deploy.bench_node import Float32, GeneratedVectors, generated_patients
+from deploy.bench_node import GeneratedVectors, generated_patients
 from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
 from deploy.bench_rates import RateMeter, median_rates
 from deploy.bench_rows import Case, Measured
 from federation.in_memory import MemorySpool
 from federation.vectors import Buffer, Spool, UploadKey
-from institution_node.errors import NonFiniteTrainingError
 from institution_node.library import LinkLibrary
 from institution_node.local_run import LocalRun
 from institution_node.session import Session
-from institution_node.trainer import Trajectory
-from security.privacy.randomness import Randomness, SystemRandomness
+from security.privacy.randomness import SystemRandomness
 from security.signing import IdentityKey, public_key_text
 from studies.federation import Participant, run_to_end
 from studies.memory_coordinator import MemoryCoordinator, MemoryLink
@@ -126,15 +124,9 @@ class _Rounds(Observer):
 class _Vanishing(GeneratedVectors):
     """Vanishes from every round after the key phase."""
 
-    def train(
-        self,
-        weights: Mapping[str, Float32],
-        step_factors: Mapping[str, float],
-        learning_rate: float,
-        rng: Randomness,
-        held: frozenset[str] = frozenset(),
-    ) -> Trajectory[Float32]:
-        raise NonFiniteTrainingError("this institution vanishes here, as the bench wants it.")
+    @property
+    def vanishes(self) -> bool:
+        return True
 
 
 def measure(case: Case, rounds: int, meter: RateMeter) -> Measured:

@@ -92,6 +92,11 @@ class GeneratedVectors:
         self._sizes = {name: layout.components[name].size for name in layout.owned(institution)}
         self._block = np.random.default_rng(sum(institution.encode())).standard_normal(BLOCK, np.float32)
 
+    @property
+    def vanishes(self) -> bool:
+        """Whether this institution leaves every round after the key phase."""
+        return bool(os.environ.get("CONSILIUM_BENCH_VANISH"))
+
     def train(
         self,
         weights: Mapping[str, Float32],
@@ -101,8 +106,8 @@ class GeneratedVectors:
         held: frozenset[str] = frozenset(),
     ) -> Trajectory[Float32 | Update]:
         """The generated update of this round."""
-        if os.environ.get("CONSILIUM_BENCH_VANISH"):
-            raise NonFiniteTrainingError("this node vanishes here, as the bench wants it.")
+        if self.vanishes:
+            raise NonFiniteTrainingError("this institution vanishes here, as the bench wants it.")
         self._rounds += 1
         made = {name: GeneratedUpdate(size, self._rounds, self._block) for name, size in self._sizes.items()}
         return Trajectory(made, 0.0, 1)

@@ -237,13 +237,48 @@ def test_dropouts_and_burnt_rounds_are_told() -> None:
     assert presence(by_round[23], "brca-2") == "in"  # nobody's statistics were opened in that round
 
 
-def test_a_bare_run_and_a_run_of_nothing() -> None:
-    for given_ in (
-        report_input(records=records(1), test_curve={}, predictions=[], plan_summary=""),
-        report_input(records=[], test_curve={}, predictions=[], summary=summary().model_dump() | {"methods": {}}),
-        report_input(records=[r for r in records(23) if r["round"] in (0, 23)], predictions=[]),
-    ):
-        Page(render_report(given_))
+def drawn(text: str) -> dict[str, ElementTree.Element]:
+    """The page's plots by title."""
+    found = [ElementTree.fromstring(svg) for svg in plots(text)]
+    return {next(e.text or "" for e in root.iter() if e.get("class") == "title"): root for root in found}
+
+
+def sections(text: str) -> set[str]:
+    return {a["id"] or "" for _, a in Page(text).tags if "id" in a}
+
+
+def shapes(plot: ElementTree.Element, kind: str) -> int:
+    return sum((e.get("class") or "").startswith(kind) for e in plot.iter())
+
+
+def test_one_round_is_dots_and_what_was_not_given_has_no_section() -> None:
+    text = render_report(report_input("tcga", records=records(1), test_curve={}, predictions=[], plan_summary=""))
+    plots_ = drawn(text)
+    assert {"Accuracy by round", "Loss, mrna", "Institutions by round"} <= plots_.keys()
+    assert shapes(plots_["Accuracy by round"], "dot") == 1  # a line of one point would not be seen
+    assert shapes(plots_["Accuracy by round"], "line") == 0
+    assert not [title for title in plots_ if title.startswith(("Confusion", "Reliability"))]
+    assert {"results", "training", "blending", "who"} <= sections(text)
+    assert "plan" not in sections(text)
+
+
+def test_a_run_of_nothing_claims_nothing() -> None:
+    nothing = report_input(
+        "tcga", records=[], test_curve={}, predictions=[], summary=summary("tcga").model_dump() | {"methods": {}}
+    )
+    text = render_report(nothing)
+    assert drawn(text).keys() == {"Peak memory by process"}
+    assert "blending" not in sections(text)
+    assert "This run was made without comparisons." in Page(text).text
+    assert not re.search(r"accuracy: |higher on average|exceeds", Page(text).text, re.IGNORECASE)
+
+
+def test_a_run_whose_records_are_lost_in_between_shows_what_is_left() -> None:
+    text = render_report(report_input("tcga", records=[r for r in records(23) if r["round"] in (0, 23)]))
+    plots_ = drawn(text)
+    assert shapes(plots_["Seconds by round and phase"], "bar") > 0
+    assert "took part" in (plots_["Institutions by round"].get("aria-label") or "")
+    assert not re.search(r"\b(nan|none|inf)\b", Page(text).text, re.IGNORECASE)
 
 
 def test_a_thousand_rounds_stay_small() -> None:

@@ -16,7 +16,7 @@ from federation.settings import model_encoding, optimiser_settings
 from federation.thinning import Thinning
 from institution_node.trainer import Trajectory
 from security.secure_sum.messages import SurvivorList
-from tests.institution_node.test_session import VICTIM, started, until
+from tests.institution_node.lied_to import VICTIM, started, until
 from tests.small_federation import RecordingRun, SmallFederation
 
 Weights = dict[str, np.ndarray]

@@ -9,8 +9,8 @@ from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
 from security.secure_sum.errors import DifferencingError, TranscriptError
-from tests.coordinator.test_run import kind, place
-from tests.institution_node.test_session import VICTIM, ReachedError, edited, refusal, started, until
+from tests.coordinator.following import kind, place
+from tests.institution_node.lied_to import VICTIM, ReachedError, edited, refusal, started, until
 from tests.small_federation import SmallFederation, small_plan
 
 

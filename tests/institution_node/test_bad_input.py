@@ -30,8 +30,8 @@ from security.audit import AuditLog
 from security.privacy.randomness import Randomness, SystemRandomness
 from studies.memory_coordinator import MemoryCoordinator, MemoryLink
 from tests.federation.plaintext_rounds import check_model
+from tests.institution_node.scripted import TinyWork
 from tests.institution_node.test_cli import write_tables
-from tests.institution_node.test_node import TinyWork
 from tests.plans import example_identity
 from tests.small_federation import DictMemory, SmallFederation, small_plan
 

@@ -23,7 +23,7 @@ from monitoring.logging import configure_logging
 from monitoring.metrics import CoordinatorMetrics, NodeLocalMetrics, NodeShareableMetrics
 from security.audit import AuditLog
 from security.secure_sum.upload import Upload
-from tests.coordinator.test_run import place
+from tests.coordinator.following import place
 from tests.small_federation import SmallFederation, small_plan
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -40,7 +40,8 @@ from security.secure_sum.verify import sha256
 from security.signing import BadSignatureError
 from tests.security.ckks.forged import minus, zero_ciphertext
 from tests.security.ckks.harness import EncryptedWorld, encrypted_attempt
-from tests.security.secure_sum.harness import NAMES, World, aggregator_state, context, identity, make_attempt, refuses
+from tests.security.secure_sum.harness import NAMES, World, context, identity, make_attempt
+from tests.security.secure_sum.refusals import aggregator_state, refuses
 
 FIVE = NAMES[:5]
 

@@ -15,7 +15,9 @@ from security.secure_sum.journal import restore
 from security.secure_sum.messages import KeyMessage
 from security.secure_sum.spec import Attempt, Sum
 from tests.security.ckks.harness import EncryptedWorld, encrypted_attempt
-from tests.security.secure_sum.harness import NAMES, aggregator_state, context, part, predicted, run, safe_threshold
+from tests.security.secure_sum.harness import NAMES, context, part, safe_threshold
+from tests.security.secure_sum.refusals import aggregator_state
+from tests.security.secure_sum.schedules import predicted, run
 
 STEPS = ("keys", "shares", "accept", "A/upload", "A/sign", "A/open", "B/upload", "B/sign", "B/open")
 

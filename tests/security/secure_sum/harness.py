@@ -1,7 +1,7 @@
 """Drives N members and one aggregator back to back in memory, honestly or not, and knows what an adversary can derive.
 
-`World` holds one attempt. Each phase is a method, so that a test can stop between two of them and lie; `run` drives
-them all with a schedule of absences.
+`World` holds one attempt. Each phase is a method, so that a test can stop between two of them and lie; `schedules.run`
+drives them all with a schedule of absences.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from security.errors import ConsiliumError
 from security.privacy.randomness import SeededRandomness
 from security.secure_sum import derive
 from security.secure_sum.aggregator import Aggregator
@@ -361,169 +360,3 @@ def _connected(alive: set[str], tied: Mapping[str, set[str]]) -> bool:
         rest -= near
         walk += near
     return not rest
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended: what opened, by sum and part, and the error that stopped it."""
-
-    opened: dict[str, dict[str, bytes]]
-    error: ConsiliumError | None
-    stopped_at: str
-
-
-def run(world: World, absent: Absences = (), threads: int = 2) -> Outcome:
-    """Drives an attempt to its end with institutions that miss steps; whoever can still take part comes back.
-
-    The first error that the aggregator raises ends the attempt and is returned, never swallowed.
-    """
-    missing = set(absent)
-
-    def here(step: str, names: Iterable[str]) -> list[str]:
-        return [n for n in names if (n, step) not in missing]
-
-    opened: dict[str, dict[str, bytes]] = {}
-    step = "keys"
-    try:
-        relayed = world.send_keys(here("keys", world.members))
-        step = "reveals"
-        world.reveal(relayed, here("reveals", world.aggregator.keys))
-        step = "shares"
-        world.deal(relayed, here("shares", world.aggregator.members))
-        step = "accept"
-        accepted = here("accept", sorted(world.aggregator.cohort))
-        world.accept(accepted)
-        for s in world.attempt.sums:
-            step = f"{s.name}/upload"
-            world.enter(s.name, accepted)
-            for name in world.deliveries(n for n in accepted if world[n].uploads):
-                if (name, step) in missing:  # cut off in the middle: announced, never complete
-                    world.aggregator.take_header(world.mask(s.name, name).header)
-                else:
-                    world.upload(s.name, name)
-            world.lists[s.name] = world.aggregator.close_uploads()
-            step = f"{s.name}/sign"
-            signers = here(step, accepted)
-            openers = here(f"{s.name}/open", signers)
-            world.sign_and_open(s.name, signers, openers)
-            step = f"{s.name}/open"
-            opened[s.name] = world.finish_sum(s.name, threads)
-    except ConsiliumError as error:
-        return Outcome(opened, error, step)
-    return Outcome(opened, None, "done")
-
-
-def predicted(world: World, absent: Absences) -> tuple[dict[str, frozenset[str]], str]:
-    """Who survives each sum that opens, and the step at which the attempt ends, from the rules alone."""
-    missing, attempt = set(absent), world.attempt
-    t, k = attempt.threshold, attempt.k_min
-    keyed = {n for n in attempt.roster if (n, "keys") not in missing}
-    if len(keyed) < t:
-        return {}, "keys"
-    if attempt.sparse is not None:
-        keyed = {n for n in keyed if (n, "reveals") not in missing}
-        if len(keyed) < t:
-            return {}, "reveals"
-    cohort = {n for n in keyed if (n, "shares") not in missing}
-    if len(cohort) < t:
-        return {}, "shares"
-    there = {n for n in cohort if (n, "accept") not in missing}
-    alive: dict[str, frozenset[str]] = {}
-    for s in attempt.sums:
-        uploading = [p for p in s.parts if len(p.contributors & cohort) >= k]
-        lives = frozenset(
-            n for n in there if (n, f"{s.name}/upload") not in missing and any(n in p.contributors for p in uploading)
-        )
-        here = [(p, p.contributors & cohort, p.contributors & lives) for p in uploading]
-        opened = [p for p, masked, left in here if len(left) >= k and world.tied(masked, left)]
-        if not opened:
-            return alive, f"{s.name}/upload"
-        signers = {n for n in there if (n, f"{s.name}/sign") not in missing}
-        if len(signers) < t:
-            return alive, f"{s.name}/sign"
-        openers = {n for n in signers if (n, f"{s.name}/open") not in missing}
-        if attempt.sparse is None:
-            enough = len(openers) >= t
-        else:
-            graph = world.aggregator.graph
-            assert graph is not None
-            enough = all(
-                len(openers & set(graph.shareholders(victim))) >= attempt.share_threshold
-                for p in opened
-                for victim in p.contributors & cohort
-            )
-        if not enough:
-            return alive, f"{s.name}/open"
-        alive[s.name] = lives
-    return alive, "done"
-
-
-# -- what a refusal must leave alone --------------------------------------------------------------------------------
-
-
-def member_state(member: Member) -> tuple[Any, ...]:
-    """Everything of a member that a refused step must not change."""
-    secrets, current = member._secrets, member._current
-    return (
-        member.phase,
-        member.cohort,
-        member.complaints,
-        member._own_keys,
-        None if member._meeting is None else (dict(member._meeting.keys), member._meeting.agreed, id(member._meeting)),
-        dict(member._dealt),
-        {q: list(c) for q, c in member._opened_cohorts.items()},
-        None if secrets is None else (id(secrets), {k: (v.seed, v.mask_key) for k, v in secrets.held.items()}),
-        None
-        if current is None
-        else (
-            current.name,
-            current.transcript,
-            id(current.upload),
-            current.signed_payload,
-            current.signed,
-            current.opening,
-        ),
-    )
-
-
-def aggregator_state(aggregator: Aggregator) -> tuple[Any, ...]:
-    """Everything of an aggregator that a refused step must not change; `blamed` is a log and may grow."""
-    c = aggregator.current
-    return (
-        aggregator.phase,
-        dict(aggregator.keys),
-        {k: dict(v) for k, v in aggregator.shares.items()},
-        aggregator.cohort,
-        tuple(aggregator.finished),
-        dict(aggregator.reveals),
-        None if aggregator.graph is None else aggregator.graph.circle(aggregator.graph.members).order,
-        aggregator._keys_digest,
-        aggregator._agreed,
-        dict(aggregator._share_messages),
-        (c.name, c.transcript, dict(c.headers), set(c.completed), c.payload, c.alive),
-        (dict(c.signatures), dict(c.openings), dict(c.opened), dict(c.lacking)),
-    )
-
-
-def refuses(kind: type[ConsiliumError], step: Callable[..., object], *arguments: object) -> ConsiliumError:
-    """Asserts that a machine's method raises `kind` and leaves the machine as it was. Returns the error."""
-    machine = getattr(step, "__self__", None)
-    state: Callable[[], tuple[Any, ...]] = tuple
-    if isinstance(machine, Member):
-        state = partial(member_state, machine)
-    elif isinstance(machine, Aggregator):
-        state = partial(aggregator_state, machine)
-    return refuses_call(kind, partial(step, *arguments), state)
-
-
-def refuses_call(
-    kind: type[ConsiliumError], call: Callable[[], object], state: Callable[[], tuple[Any, ...]]
-) -> ConsiliumError:
-    """Asserts that `call` raises `kind` and leaves `state()` as it was. Returns the error."""
-    before = state()
-    try:
-        call()
-    except kind as error:
-        assert state() == before, "a refused step changed the machine"
-        return error
-    raise AssertionError(f"not refused: expected {kind.__name__}")

@@ -14,12 +14,7 @@ from security.secure_sum.messages import (
 )
 from security.secure_sum.spec import Attempt
 from tests.security.secure_sum.adversary import Adversary
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    identity,
-    make_attempt,
-)
+from tests.security.secure_sum.harness import NAMES, World, identity, make_attempt
 
 SIX = NAMES[:6]  # t = 4, k_min = 3, one colluder
 

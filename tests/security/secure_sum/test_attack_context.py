@@ -30,14 +30,7 @@ from security.secure_sum.messages import (
     SurvivorList,
 )
 from security.signing import BadSignatureError
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    context,
-    identity,
-    make_attempt,
-    refuses,
-)
+from tests.security.secure_sum.harness import NAMES, World, context, identity, make_attempt
 from tests.security.secure_sum.lies import (
     COLLUDER,
     HONEST,
@@ -47,6 +40,7 @@ from tests.security.secure_sum.lies import (
     signed,
     with_keys,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

@@ -16,13 +16,7 @@ from security.secure_sum.errors import (
 )
 from security.secure_sum.spec import Part, Sum
 from tests.security.secure_sum.adversary import Adversary
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    make_attempt,
-    part,
-    refuses,
-)
+from tests.security.secure_sum.harness import NAMES, World, make_attempt, part
 from tests.security.secure_sum.lies import (
     COLLUDER,
     HONEST,
@@ -30,6 +24,7 @@ from tests.security.secure_sum.lies import (
     reads_only_agreed,
     ready,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

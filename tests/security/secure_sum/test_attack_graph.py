@@ -33,17 +33,10 @@ from security.secure_sum.spec import Attempt, Sum
 from security.secure_sum.upload import ArrayWords
 from security.signing import BadSignatureError
 from tests.security.secure_sum.adversary import Adversary
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    context,
-    make_attempt,
-    part,
-    predicted,
-    refuses,
-    run,
-)
+from tests.security.secure_sum.harness import NAMES, World, context, make_attempt, part
 from tests.security.secure_sum.lies import keys_of, reads_only_agreed, signed
+from tests.security.secure_sum.refusals import refuses
+from tests.security.secure_sum.schedules import predicted, run
 
 TEN = (*NAMES, "northern")
 MANY = (*TEN, "southern", "eastern", "western", "remote")

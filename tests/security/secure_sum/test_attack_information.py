@@ -24,13 +24,7 @@ from security.secure_sum.messages import (
 from security.secure_sum.spec import Sum
 from security.secure_sum.upload import ArrayWords
 from tests.security.secure_sum.adversary import Adversary
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    make_attempt,
-    part,
-    refuses,
-)
+from tests.security.secure_sum.harness import NAMES, World, make_attempt, part
 from tests.security.secure_sum.lies import (
     COLLUDER,
     HONEST,
@@ -41,6 +35,7 @@ from tests.security.secure_sum.lies import (
     signed,
     with_keys,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

@@ -22,13 +22,7 @@ from security.secure_sum.messages import (
     Signed,
 )
 from tests.security.secure_sum.adversary import Adversary
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    identity,
-    make_attempt,
-    refuses,
-)
+from tests.security.secure_sum.harness import NAMES, World, identity, make_attempt
 from tests.security.secure_sum.lies import (
     COLLUDER,
     HONEST,
@@ -38,6 +32,7 @@ from tests.security.secure_sum.lies import (
     signed,
     spoil,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

@@ -24,18 +24,13 @@ from security.secure_sum.messages import (
     SurvivorList,
     UploadHeader,
 )
-from tests.security.secure_sum.harness import (
-    World,
-    aggregator_state,
-    make_attempt,
-    member_state,
-    refuses,
-)
+from tests.security.secure_sum.harness import World, make_attempt
 from tests.security.secure_sum.lies import (
     COLLUDER,
     SIX,
     signed,
 )
+from tests.security.secure_sum.refusals import aggregator_state, member_state, refuses
 
 
 class TestMalformed:

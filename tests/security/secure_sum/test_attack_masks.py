@@ -27,20 +27,14 @@ from security.secure_sum.messages import (
 )
 from security.secure_sum.spec import Attempt, Sum
 from security.secure_sum.upload import ArrayWords
-from tests.security.secure_sum.harness import (
-    World,
-    context,
-    identity,
-    make_attempt,
-    part,
-    refuses,
-)
+from tests.security.secure_sum.harness import World, context, identity, make_attempt, part
 from tests.security.secure_sum.lies import (
     COLLUDER,
     SIX,
     ready,
     signed,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

@@ -15,11 +15,7 @@ from security.secure_sum.keys import agree
 from security.secure_sum.messages import (
     ShareMessage,
 )
-from tests.security.secure_sum.harness import (
-    World,
-    make_attempt,
-    refuses,
-)
+from tests.security.secure_sum.harness import World, make_attempt
 from tests.security.secure_sum.lies import (
     COLLUDER,
     HONEST,
@@ -28,6 +24,7 @@ from tests.security.secure_sum.lies import (
     signed,
     with_keys,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

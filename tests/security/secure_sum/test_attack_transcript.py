@@ -17,12 +17,7 @@ from security.secure_sum.errors import (
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Context
 from tests.security.secure_sum.adversary import Adversary
-from tests.security.secure_sum.harness import (
-    World,
-    context,
-    make_attempt,
-    refuses,
-)
+from tests.security.secure_sum.harness import World, context, make_attempt
 from tests.security.secure_sum.lies import (
     COLLUDER,
     HONEST,
@@ -30,6 +25,7 @@ from tests.security.secure_sum.lies import (
     ready,
     signed,
 )
+from tests.security.secure_sum.refusals import refuses
 
 pytestmark = pytest.mark.usefixtures("graph")
 

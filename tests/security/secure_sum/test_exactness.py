@@ -14,15 +14,8 @@ from security.secure_sum.errors import MissingSignaturesError, TooFewMembersErro
 from security.secure_sum.masks import CHUNK_BYTES, Masker, SignedKey, word_type
 from security.secure_sum.spec import Attempt, Ring, Sum
 from security.secure_sum.upload import UPLOAD_CHUNK_BYTES, ArrayWords
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    make_attempt,
-    part,
-    predicted,
-    run,
-    safe_threshold,
-)
+from tests.security.secure_sum.harness import NAMES, World, make_attempt, part, safe_threshold
+from tests.security.secure_sum.schedules import predicted, run
 
 RINGS: Final[tuple[Ring, ...]] = (16, 32, 64)
 STEPS = ("keys", "shares", "accept", "A/upload", "A/sign", "A/open", "B/upload", "B/sign", "B/open")

@@ -23,15 +23,8 @@ from security.secure_sum.phases import (
     MemberStep,
 )
 from security.secure_sum.upload import ArrayWords
-from tests.security.secure_sum.harness import (
-    NAMES,
-    World,
-    aggregator_state,
-    make_attempt,
-    member_state,
-    refuses,
-    refuses_call,
-)
+from tests.security.secure_sum.harness import NAMES, World, make_attempt
+from tests.security.secure_sum.refusals import aggregator_state, member_state, refuses, refuses_call
 
 pytestmark = pytest.mark.usefixtures("graph")
 
