@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
+from federation.layout import layout
+from federation.rounds import STATISTICS, Cohorts, Setup
 from security.ckks.aggregator import make_aggregator
-from security.ckks.encoding import encrypted
+from security.ckks.encoding import ciphertext_bytes
 from security.ckks.keys import holders
 from security.ckks.member import make_member
 from security.ckks.messages import content_hash
+from security.ckks.packing import encrypted
 from security.privacy.randomness import SystemRandomness
 from security.secure_sum.fold import fold
 from security.secure_sum.spec import Attempt, Context, Part, Sum
 from security.secure_sum.upload import ArrayWords
-from security.signing import IdentityKey
+from security.signing import IdentityKey, public_key_text
+from studies.paper_plan import INSTITUTIONS, paper_plan
 
 _SUM = "updates"
 
@@ -126,6 +131,44 @@ def ckks_row(institutions: int, parameters: int) -> CkksRow:
     )
 
 
+@dataclass(frozen=True)
+class PackedSum:
+    """An encrypted sum of the paper's nine institutions, by what its plan fixes.
+
+    Attributes:
+        name: of the sum.
+        parts: of it.
+        bytes_each: of the upload of whoever uploads most, if no two parts shared a ciphertext.
+        bytes_packed: of that upload as it is.
+    """
+
+    name: str
+    parts: int
+    bytes_each: int
+    bytes_packed: int
+
+
+def packed_sum(name: str) -> PackedSum:
+    """The bytes of one sum of a training round, all of it encrypted.
+
+    Args:
+        name: `updates` or `statistics`.
+    """
+    keys = {i: public_key_text(IdentityKey.generate().public) for i in INSTITUTIONS}
+    plan = paper_plan(keys, 1)
+    cohorts = Cohorts(plan)
+    made = layout(plan, {m.name: m.widest_input for m in plan.modalities})
+    setup = Setup("", dict.fromkeys(cohorts.patients, 0), frozenset(plan.roster))
+    sizes = {component: made.components[component].size for component in cohorts.summed(setup)}
+    which = encrypted(next(s for s in cohorts.training_sums(sizes, setup, 1) if s.name == name))
+    each, packed = Counter[str](), Counter[str]()
+    for part in which.parts:
+        each.update(dict.fromkeys(part.contributors, ciphertext_bytes(part)))
+        packed.update(dict.fromkeys(part.contributors, part.sent_bytes))
+    return PackedSum(name, len(which.parts), max(each.values()), max(packed.values()))
+
+
 if __name__ == "__main__":
+    print(packed_sum(STATISTICS))  # noqa: T201 - a script's output
     for size in (10_000, 100_000, 1_000_000):
         print(ckks_row(9, size))  # noqa: T201 - a script's output

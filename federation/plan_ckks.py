@@ -9,6 +9,7 @@ from federation.plan import Plan
 from federation.plan_problems import Problem
 from federation.rounds import Cohorts, Setup
 from security.ckks.encoding import ciphertext_bytes
+from security.ckks.packing import packs
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH
 from security.secure_sum.spec import Sum
 
@@ -47,7 +48,8 @@ def size_problems(plan: Plan) -> Iterator[Problem]:
         if which.name not in settings.ckks:
             continue
         sizes = {part.name: ciphertext_bytes(part) for part in which.parts}
-        total, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name], default="")
+        total = sum(pack.sent_bytes for pack in packs(which.parts))
+        largest = max(sizes, key=lambda name: sizes[name], default="")
         if total > settings.ckks_max_bytes:
             yield Problem(
                 ("secure_sum", "ckks", settings.ckks.index(which.name)),

@@ -23,7 +23,7 @@ from federation.layout import Component, Layout, layout
 from federation.plan import Plan
 from federation.settings import model_encoding
 from federation.thinning import Thinning
-from security.ckks.encoding import encrypted
+from security.ckks.packing import encrypted
 from security.errors import ProtocolError
 from security.secure_sum.derive import digest_of
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH

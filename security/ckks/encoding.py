@@ -9,7 +9,7 @@ words alone. That is also why no flooding noise is added: there is no approximat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from security.secure_sum.errors import SecureSumError
 from security.secure_sum.masks import Words, word_type
-from security.secure_sum.spec import Part, Ring, Sum
+from security.secure_sum.spec import Part, Ring
 
 DEGREE: Final = 4096
 MODULI_BITS: Final = (54, 55)
@@ -139,11 +139,6 @@ class SlotCode:
         return (total & np.uint64(2**self.ring - 1)).astype(word_type(self.ring))
 
 
-def encrypted(which: Sum) -> Sum:
-    """The same sum, encrypted: this is where a sum is given its machine."""
-    return Sum(which.name, tuple(replace(p, ciphertext_bytes=ciphertext_bytes(p)) for p in which.parts))
-
-
 def ciphertext_bytes(part: Part) -> int:
-    """Bytes that one institution uploads of an encrypted part."""
+    """Bytes that one institution uploads of an encrypted part that shares its ciphertexts with no other."""
     return SlotCode.for_part(part).ciphertexts(part.length) * FRAME_BYTES

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from security.ckks import keys
-from security.ckks.encoding import SlotCode
 from security.ckks.messages import DecryptedPart, Decryption, content_hash
+from security.ckks.packing import Pack, packs
 from security.errors import ProtocolError
 from security.privacy.randomness import Randomness
 from security.secure_sum import derive
@@ -126,10 +126,10 @@ class EncryptingMember(Member):
     def _make_upload(self, current: CurrentSum, parts: Sequence[Part], sources: Mapping[str, WordSource]) -> Upload:
         if not self.attempt.sum(current.name).encrypted:
             return super()._make_upload(current, parts, sources)
-        from security.ckks.upload import EncryptedUpload, encrypt_part
+        from security.ckks.upload import EncryptedUpload, encrypt_pack
 
         assert self._public is not None
-        data = b"".join(encrypt_part(p, sources[p.name], self._public) for p in parts)
+        data = b"".join(encrypt_pack(pack, sources, self._public) for pack in packs(parts))
         return EncryptedUpload(self._announce(current, len(data), content_hash(data)), data)
 
     def _check_list(self, payload: bytes, current: CurrentSum) -> SurvivorList:
@@ -151,19 +151,20 @@ class EncryptingMember(Member):
         alive = frozenset(listed.alive)
         check_uploads(self.attempt, listed, self._cohort, alive)  # whoever is folded signed the hash of its ciphertexts
         parts = self.attempt.opened_parts(listed.sum, self._cohort, alive)
-        folds = self._fold(self._secret, listed, parts, fetch)
-        opened: list[DecryptedPart] = []
-        for part in parts:
-            words = self._decrypt(self._secret, part, folds[part.name], len(part.contributors & alive))
-            opened.append(DecryptedPart(part.name, words))
-        message = Decryption(self.attempt.context, listed.sum, self.name, list_digest, tuple(opened))
+        opening = [pack for pack in packs(self.attempt.sum(listed.sum).parts) if any(p in parts for p in pack.parts)]
+        folds, words = self._fold(self._secret, listed, opening, fetch), dict[str, bytes]()
+        for pack in opening:
+            summed = len(pack.parts[0].contributors & alive)
+            words |= pack.cut(self._decrypt(self._secret, pack, folds[pack.name], summed))
+        opened = tuple(DecryptedPart(part.name, words[part.name]) for part in parts)
+        message = Decryption(self.attempt.context, listed.sum, self.name, list_digest, opened)
         return self._sign(derive.TAG_DECRYPTION, message.encode())
 
     def _fold(
-        self, secret: SecretKey, listed: SurvivorList, parts: Sequence[Part], fetch: Fetch
+        self, secret: SecretKey, listed: SurvivorList, opening: Sequence[Pack], fetch: Fetch
     ) -> dict[str, list[Any]]:
         """Adds the listed uploads, one after the other. Nothing of one upload is parsed before its hash is checked."""
-        folds: dict[str, list[Any]] = {p.name: [None] * SlotCode.for_part(p).ciphertexts(p.length) for p in parts}
+        folds: dict[str, list[Any]] = {pack.name: [None] * pack.ciphertexts for pack in opening}
         lengths = upload_lengths(self.attempt, listed.sum, self._cohort)
         for name, digest in zip(listed.alive, listed.hashes, strict=True):
             data = fetch(digest.hex(), lengths.get(name, 0))
@@ -172,33 +173,32 @@ class EncryptingMember(Member):
                     "the coordinator shows another upload than the signed list names.",
                     remedy="Nothing was decrypted.",
                 )
-            uploaded = self.attempt.uploaded_parts(listed.sum, self._cohort, name)
-            for fold, k, ciphertext in self._parsed(secret, name, data, uploaded, parts):
+            uploaded = packs(self.attempt.uploaded_parts(listed.sum, self._cohort, name))
+            for fold, k, ciphertext in self._parsed(secret, name, data, uploaded, opening):
                 folds[fold][k] = secret.add(folds[fold][k], ciphertext)
         return folds
 
     @staticmethod
     def _parsed(
-        secret: SecretKey, name: str, data: bytes | bytearray, uploaded: Sequence[Part], parts: Sequence[Part]
+        secret: SecretKey, name: str, data: bytes | bytearray, uploaded: Sequence[Pack], opening: Sequence[Pack]
     ) -> Iterator[tuple[str, int, Any]]:
-        """Part, position and ciphertext of all of one upload that is folded. What is wrong with it is its sender's."""
+        """Pack, position and ciphertext of all of one upload that is folded. What is wrong with it is its sender's."""
         from security.ckks.upload import ciphertexts, frames
 
         try:
             found = frames(memoryview(data), uploaded)
-            for part in parts:
-                scale = SlotCode.for_part(part).scale
-                for k, blob in enumerate(ciphertexts(found.get(part.name, memoryview(b"")))):
-                    yield part.name, k, secret.parse(blob, scale)
+            for pack in opening:
+                scale = pack.code.scale
+                for k, blob in enumerate(ciphertexts(found.get(pack.name, memoryview(b"")))):
+                    yield pack.name, k, secret.parse(blob, scale)
         except MalformedMessageError as error:
             error.culprits = (name,)  # it signed the hash of these bytes
             raise
 
     @staticmethod
-    def _decrypt(secret: SecretKey, part: Part, fold: Sequence[Any], summed: int) -> bytes:
-        code = SlotCode.for_part(part)
-        words = bytearray()
+    def _decrypt(secret: SecretKey, pack: Pack, fold: Sequence[Any], summed: int) -> bytes:
+        code, words = pack.code, bytearray()
         for k, total in enumerate(fold):
-            length = min(code.words, part.length - k * code.words)
+            length = min(code.words, pack.length - k * code.words)
             words += code.from_slots(secret.decrypt(total), length, summed).tobytes()
         return bytes(words)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from security.ckks.cipher import PublicKey
-from security.ckks.encoding import FRAME_BYTES, MAX_CIPHERTEXT_BYTES, SlotCode
+from security.ckks.encoding import FRAME_BYTES, MAX_CIPHERTEXT_BYTES
+from security.ckks.packing import Pack
 from security.secure_sum.errors import MalformedMessageError
 from security.secure_sum.masks import word_type
 from security.secure_sum.messages import Signed
-from security.secure_sum.spec import Part
 from security.secure_sum.upload import UPLOAD_CHUNK_BYTES, WordSource
 
 
 class EncryptedUpload:
-    """The ciphertexts of one institution for one sum, parts in plan order, and the header that announces them.
+    """The ciphertexts of one institution for one sum, packs in plan order, and the header that announces them.
 
     Attributes:
         header: signed, with the hash of all bytes.
@@ -34,14 +34,26 @@ class EncryptedUpload:
             yield self._data[start : start + UPLOAD_CHUNK_BYTES]
 
 
-def encrypt_part(part: Part, source: WordSource, key: PublicKey) -> bytes:
-    """The frames of one part."""
-    code = SlotCode.for_part(part)
-    frames = bytearray()
-    for start in range(0, part.length, code.words):
-        words = np.empty(min(code.words, part.length - start), word_type(part.ring))
-        source.fill(start, words)
-        frames += _framed(key.encrypt(code.to_slots(words), code.scale))
+def encrypt_pack(pack: Pack, sources: Mapping[str, WordSource], key: PublicKey) -> bytes:
+    """The frames of one pack.
+
+    Args:
+        pack: of the sum.
+        sources: the encoded vectors, by part.
+        key: of the attempt.
+    """
+    code, frames = pack.code, bytearray()
+    waiting = np.empty(0, word_type(code.ring))
+    for part in pack.parts:
+        for start in range(0, part.length, code.words):
+            words = np.empty(min(code.words, part.length - start), waiting.dtype)
+            sources[part.name].fill(start, words)
+            waiting = np.concatenate([waiting, words])
+            if len(waiting) >= code.words:
+                frames += _framed(key.encrypt(code.to_slots(waiting[: code.words]), code.scale))
+                waiting = waiting[code.words :]
+    if len(waiting):
+        frames += _framed(key.encrypt(code.to_slots(waiting), code.scale))
     return bytes(frames)
 
 
@@ -51,24 +63,25 @@ def _framed(ciphertext: bytes) -> bytes:
     return (len(ciphertext).to_bytes(2, "big") + ciphertext).ljust(FRAME_BYTES, b"\0")
 
 
-def frames(data: memoryview, parts: Sequence[Part]) -> dict[str, memoryview]:
-    """The bytes of each part in an upload.
+def frames(data: memoryview, uploaded: Iterable[Pack]) -> dict[str, memoryview]:
+    """The bytes of each pack in an upload, by the pack's name.
 
     Raises:
-        MalformedMessageError: the upload has not the length of these parts.
+        MalformedMessageError: the upload has not the length of these packs.
     """
-    if len(data) != sum(p.ciphertext_bytes for p in parts):
+    sizes = {pack.name: pack.sent_bytes for pack in uploaded}
+    if len(data) != sum(sizes.values()):
         raise MalformedMessageError("an encrypted upload has not the plan's length.")
     found: dict[str, memoryview] = {}
     at = 0
-    for part in parts:
-        found[part.name] = data[at : at + part.ciphertext_bytes]
-        at += part.ciphertext_bytes
+    for name, size in sizes.items():
+        found[name] = data[at : at + size]
+        at += size
     return found
 
 
 def ciphertexts(framed: memoryview) -> Iterator[bytes]:
-    """The ciphertexts in the frames of one part."""
+    """The ciphertexts in the frames of one pack."""
     for start in range(0, len(framed), FRAME_BYTES):
         size = int.from_bytes(framed[start : start + 2], "big")
         yield bytes(framed[start + 2 : start + 2 + min(size, MAX_CIPHERTEXT_BYTES)])

@@ -52,8 +52,8 @@ class Part:
         together: uploaded and opened only while all contributors are there. For what is much the same in every round,
             counts of the same patients: two rounds' sums, over cohorts that differ by one dropout, would differ by
             exactly the counts of who dropped out (rule 9).
-        ciphertext_bytes: what travels in the vector's place where the sum is encrypted (`security.ckks`); 0: the
-            vector's own bytes, masked.
+        ciphertext_bytes: what travels in the vector's place where the sum is encrypted (`security.ckks`); 0: it shares
+            the ciphertexts of a part before it. None: the vector's own bytes, masked.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Part:
     contributors: frozenset[str]
     quantity: str = ""
     together: bool = False
-    ciphertext_bytes: int = 0
+    ciphertext_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -76,7 +76,7 @@ class Part:
     @property
     def sent_bytes(self) -> int:
         """Bytes that one institution uploads of it."""
-        return self.ciphertext_bytes or self.bytes
+        return self.bytes if self.ciphertext_bytes is None else self.ciphertext_bytes
 
     def there(self, institutions: frozenset[str], k_min: int) -> frozenset[str] | None:
         """The contributors among `institutions`; None where they are too few for this part."""
@@ -96,13 +96,13 @@ class Sum:
     def __post_init__(self) -> None:
         if len({part.name for part in self.parts}) != len(self.parts):
             raise ConfigurationError(f"sum {self.name!r} names a part twice.")
-        if len({bool(part.ciphertext_bytes) for part in self.parts}) > 1:
+        if len({part.ciphertext_bytes is None for part in self.parts}) > 1:
             raise ConfigurationError(f"sum {self.name!r} is encrypted in part.")
 
     @property
     def encrypted(self) -> bool:
         """Whether ciphertexts travel instead of masked words."""
-        return any(part.ciphertext_bytes for part in self.parts)
+        return any(part.ciphertext_bytes is not None for part in self.parts)
 
     def part(self, name: str) -> Part:
         """The part of this name.

@@ -209,9 +209,9 @@ BAD = [
     Bad("the-rest-in-clear", lambda: encrypting("means", backend="none"), "secure_sum.ckks", "in clear"),
     Bad(
         "encrypted-component-too-large",
-        lambda: encrypting("counts", "updates", ckks_max_bytes=400_000),
+        lambda: encrypting("counts", "updates", ckks_max_bytes=200_000),
         "secure_sum.ckks[1]",
-        "has up to 433,664 bytes, of which 'encoder/mrna' 61,952; ckks_max_bytes allows 400,000",
+        "has up to 247,808 bytes, of which 'encoder/mrna' 61,952; ckks_max_bytes allows 200,000",
     ),
     Bad(
         "feature-floor-below-k-min",

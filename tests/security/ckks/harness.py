@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from security.ckks.aggregator import EncryptedAggregator, make_aggregator
-from security.ckks.encoding import encrypted
 from security.ckks.keys import holders
 from security.ckks.member import EncryptingMember, make_member
 from security.ckks.messages import content_hash
+from security.ckks.packing import encrypted
 from security.privacy.randomness import SeededRandomness
 from security.secure_sum.masks import word_type
 from security.secure_sum.messages import Signed

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from security.ckks.encoding import FRAME_BYTES, NOISE, SLOTS, DamagedCiphertextError, SlotCode, encrypted
+from security.ckks.encoding import FRAME_BYTES, NOISE, SLOTS, DamagedCiphertextError, SlotCode
+from security.ckks.packing import encrypted
 from security.errors import ConfigurationError
 from security.secure_sum.masks import word_type
 from security.secure_sum.spec import Part, Ring, Sum

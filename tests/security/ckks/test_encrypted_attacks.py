@@ -15,7 +15,8 @@ from security.ckks.cipher import PublicKey, SecretKey, make_key
 from security.ckks.encoding import FRAME_BYTES, DamagedCiphertextError, SlotCode
 from security.ckks.member import NotAHolderError
 from security.ckks.messages import DecryptedPart, Decryption, EncryptionKey, content_hash
-from security.ckks.upload import EncryptedUpload, ciphertexts, encrypt_part
+from security.ckks.packing import Pack
+from security.ckks.upload import EncryptedUpload, ciphertexts, encrypt_pack
 from security.secure_sum import derive
 from security.secure_sum.errors import (
     BadShareError,
@@ -312,7 +313,9 @@ class TestCiphertexts:
         world.accept()
         other = PublicKey(make_key()[0])
         (part,) = world.attempt.sum("A").parts
-        cheat(world, "east", encrypt_part(part, ArrayWords(np.zeros(part.length, np.uint32)), other))
+        cheat(
+            world, "east", encrypt_pack(Pack((part,)), {part.name: ArrayWords(np.zeros(part.length, np.uint32))}, other)
+        )
         signatures = list(world.aggregator.current.signatures.values())
         refuses(DamagedCiphertextError, world["north"].open, signatures, world.fetch("north"))
 

@@ -7,9 +7,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from security.ckks.aggregator import make_aggregator
-from security.ckks.encoding import FRAME_BYTES, encrypted
+from security.ckks.encoding import FRAME_BYTES
 from security.ckks.keys import holders
 from security.ckks.messages import Decryption
+from security.ckks.packing import encrypted
 from security.secure_sum.errors import TooFewMembersError
 from security.secure_sum.journal import restore
 from security.secure_sum.messages import KeyMessage
@@ -37,6 +38,7 @@ def attempts(draw: st.DrawFn) -> Attempt:
             (
                 part("some", draw(owners), ring=draw(st.sampled_from((16, 32, 64))), length=draw(st.integers(1, 2100))),
                 part("everybody", names, ring=64, length=3),
+                part("everybody too", names, ring=64, length=draw(st.integers(1, 1100))),
             ),
         )
         for s in ("A", "B")
