@@ -1,7 +1,7 @@
 """The losses of one subset, as an institution sends them into sum B and as they are opened.
 
 METHOD.md, "One round", step 6, and "PCW": losses are per-patient means at the published `w(t+1)`, clipped at
-`L_max`, and weighted with `p_i`; the change `ΔL` is against the institution's own last losses, with the same
+`L_max`, and weighted with `p_i`; the change `ΔL` is against the institution's own losses at `w(t)`, with the same
 `p_i`.
 """
 
@@ -61,8 +61,7 @@ class LossSums:
             training: mean training loss per patient at `w(t+1)`, in evaluation mode; at least 0 (+∞ is
                 clipped).
             validation: the same on the validation part.
-            last: (training, validation) of the institution's own round before, as given then; None sends
-                zeros.
+            last: (training, validation) of the institution itself at `w(t)`; None sends zeros.
             largest: `L_max`, above 0.
 
         Raises:

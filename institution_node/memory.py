@@ -48,7 +48,8 @@ class RunMemory:
         known: component to digest of its weights after the last round that was followed to its end.
         known_round: that round; −1: none.
         models: digests of the models that rounds began with here, oldest first: none comes back once it was left.
-        last_losses: subset to (training, validation), at the last published weights.
+        last_losses: subset to (training, validation), at the weights that were published last.
+        last_model: names these weights (`Prepared.model_digest`); empty: there are no last losses.
         blending: DGB on this institution's own losses, for a combination below the floor.
         history: cohorts that this institution lately helped to open.
         waiting: statistics over a cohort like a recent one, which are not signed yet.
@@ -65,6 +66,7 @@ class RunMemory:
     known_round: int = -1
     models: tuple[str, ...] = ()
     last_losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    last_model: str = ""
     blending: BlendingState = field(default_factory=BlendingState)
     history: CohortHistory = field(default_factory=lambda: CohortHistory({}))
     waiting: Waiting = field(default_factory=Waiting)
@@ -201,6 +203,7 @@ def _encode(m: RunMemory) -> dict[str, Any]:
         "known_round": m.known_round,
         "models": list(m.models),
         "last_losses": {s: list(losses) for s, losses in m.last_losses.items()},
+        "last_model": m.last_model,
         "blending": m.blending.to_json(),
         "history": {part: [sorted(c) for c in cohorts] for part, cohorts in m.history.recent.items()},
         "waiting": {
@@ -230,6 +233,7 @@ def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemor
         data["known_round"],
         tuple(data["models"]),
         {s: (losses[0], losses[1]) for s, losses in data["last_losses"].items()},
+        data.get("last_model", ""),
         BlendingState.from_json(data["blending"]),
         CohortHistory({part: tuple(frozenset(c) for c in cohorts) for part, cohorts in data["history"].items()}),
         Waiting(frozenset(waiting["survivors"]), waiting["rounds"], waiting["last"], waiting["changes"]),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from federation.layout import Layout
-from federation.rounds import Cohorts, Setup
+from federation.rounds import Cohorts, Setup, digest
 from institution_node.global_model import GlobalModel
 from institution_node.run_context import RunContext
 from institution_node.trainer import Trainer
@@ -48,6 +48,12 @@ class Prepared:
             own = shared.get(name, private.get(name))
             weights[name] = self.layout.components[name].initial(self.context.plan.seed) if own is None else own
         return weights
+
+    @property
+    def model_digest(self) -> str:
+        """Names the summed components that this institution owns as they stand."""
+        digests = self.model.digests()
+        return digest("\n".join(f"{name}={digests[name]}" for name in sorted(digests)).encode()).hex()[:32]
 
     def alpha(self, component: str) -> float:
         """α_i = ñ_i / N_c (METHOD.md, "One round", step 4)."""

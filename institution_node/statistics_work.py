@@ -23,6 +23,7 @@ from institution_node.statistics import (
     encode_metrics,
     rescaled,
 )
+from institution_node.trainer import Evaluation
 from institution_node.update_work import UpdateWork
 from security.secure_sum.spec import Part
 from security.secure_sum.upload import ArrayWords, WordSource
@@ -41,17 +42,44 @@ class StatisticsWork:
         self._prepared, self._context = prepared, prepared.context
         self._number, self._updates = number, updates
         self._before = self._context.recall()
+        self._last = self._losses_before()
+
+    def _losses_before(self) -> Mapping[str, tuple[float, float]]:
+        """What the change of a round is counted from: the losses at the w(t) that its opening names to everybody.
+
+        Losses at any other model count for nothing, whoever showed it last: Σp·(L − ΔL) would be over institutions at
+        different models, and a coordinator that knows what the others' must be would have one's (rule 6). Who was away
+        when w(t) was published evaluates it now, so that this sum is over everybody in the cohort too (rule 9).
+        """
+        prepared, memory = self._prepared, self._before
+        if memory.last_model == prepared.model_digest:
+            return memory.last_losses
+        if self._number == 1:
+            return {}
+        found = self._divided(prepared.trainer.evaluate(prepared.weights()))
+        return {
+            s: self._capped(pair.training, pair.validation) for s, pair in found.items() if pair.validation is not None
+        }
+
+    def _capped(self, training: float, validation: float) -> tuple[float, float]:
+        largest = self._context.plan.proximity.loss_max
+        return min(training, largest), min(validation, largest)
+
+    def _divisors(self, evaluation: Evaluation) -> Divisors:
+        if self._context.private:
+            return Divisors.of_noised(self._before.noised_patients, self._context.plan.training.validation_fraction)
+        return Divisors(self._prepared.trainer.patients, max(1, len(evaluation.labels)))
+
+    def _divided(self, evaluation: Evaluation) -> dict[str, LossPair]:
+        trained, held = self._prepared.trainer.patients, len(evaluation.labels)
+        return rescaled(evaluation.losses, trained, held, self._divisors(evaluation))
 
     def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
         """The words of some parts."""
         context, prepared = self._context, self._prepared
-        plan, memory = context.plan, self._before
+        plan = context.plan
         evaluation = prepared.trainer.evaluate(prepared.weights())
-        trained, held = prepared.trainer.patients, len(evaluation.labels)
-        divisors = Divisors(trained, max(1, held))
-        if context.private:
-            divisors = Divisors.of_noised(memory.noised_patients, plan.training.validation_fraction)
-        losses = rescaled(evaluation.losses, trained, held, divisors)
+        divisors, losses = self._divisors(evaluation), self._divided(evaluation)
         encoded: dict[str, Encoded] = {}
         for part in uploads:
             kind, _, name = part.name.partition("/")
@@ -59,8 +87,8 @@ class StatisticsWork:
             if kind == "losses":
                 p = self.proximity(name)
                 context.recorder.near(name, p)
-                last = memory.last_losses.get(name)
                 logits, labels = evaluation.logits[name], evaluation.labels
+                last = self._last.get(name)
                 encoded[part.name] = encode_losses(plan, losses[name], logits, labels, p, last, divisors, n)
             elif kind == "metrics":
                 encoded[part.name] = encode_metrics(plan, evaluation.labels, evaluation.probabilities, n)
@@ -99,13 +127,14 @@ class StatisticsWork:
         context, memory = self._context, self._before
         largest = context.plan.proximity.loss_max
         own: dict[str, LossSums] = {}
-        kept = dict(memory.last_losses)
+        kept = dict(self._last)
         for subset, losses in by_subset.items():
             context.recorder.evaluated(subset, losses.training, losses.validation)
             if losses.validation is None or not context.cohorts.moves(subset, self._number):
                 continue  # where nothing moved, neither a change nor its absence says anything
             own[subset] = LossSums.contribution(1.0, losses.training, losses.validation, kept.get(subset), largest)
-            kept[subset] = (min(losses.training, largest), min(losses.validation, largest))
+            kept[subset] = self._capped(losses.training, losses.validation)
         settings = replace(blending_settings(context.plan), weight_floor=0.0)
         blending, _ = advance(memory.blending, own, settings)
-        context.note(replace(context.recall(), last_losses=kept, blending=blending))
+        at = self._prepared.model_digest
+        context.note(replace(context.recall(), last_losses=kept, last_model=at, blending=blending))

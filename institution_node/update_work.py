@@ -85,6 +85,7 @@ class UpdateWork:
         states = ComponentDigests.all_from(opened.components)
         if set(words) != set(states):
             raise TranscriptError("the opened updates and the components made of them are not the same.")
+        self.dots, self.shares = {}, {}  # nothing of what an earlier attempt was shown
         for name in sorted(prepared.shared & set(words)):
             encoding = model_encoding(context.plan, len(which.part(name).contributors))
             own = self._encoded.get(name) or (self._sent(name) if name in self.updates else None)

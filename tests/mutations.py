@@ -22,6 +22,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 _TESTS: Final = "tests/security/secure_sum/"
 _CODE: Final = "security/secure_sum/"
 _COPIED: Final = ("security", "proto", "tests/security/secure_sum", "tests/security/ckks", "pyproject.toml")
+_ROOMS: Final = ("federation", "coordinator", "institution_node", "monitoring", "studies", "tests")
+"""Beside these, for a check above security."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,13 @@ class Mutation:
         return _CODE + self.file
 
     @property
+    def copied(self) -> tuple[str, ...]:
+        """What the test needs."""
+        if not self.file.startswith("../../"):
+            return _COPIED
+        return (*(name for name in _COPIED if not name.startswith("tests")), *_ROOMS)
+
+    @property
     def node(self) -> str:
         """The test's whole id."""
         return _TESTS + self.test
@@ -62,7 +71,7 @@ def bites(mutation: Mutation) -> tuple[bool, str]:
     """Whether the test fails with the check gone, and what pytest said."""
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
-        for name in _COPIED:
+        for name in mutation.copied:
             source, target = ROOT / name, there / name
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -10,12 +10,15 @@ from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
 from coordinator.folding import UpdateSettings, _advance
+from federation import statistics
 from federation.fixed_point import encode_update, weight_vector
-from federation.rounds import ComponentDigests
-from federation.settings import model_encoding, optimiser_settings
+from federation.losses import LossSums
+from federation.rounds import ComponentDigests, opened_by
+from federation.settings import model_encoding, optimiser_settings, proximity_settings
 from federation.thinning import Thinning
 from institution_node.trainer import Trajectory
 from security.secure_sum.messages import SurvivorList
+from security.secure_sum.spec import Part
 from tests.institution_node.lied_to import VICTIM, started, until
 from tests.small_federation import RecordingRun, SmallFederation
 
@@ -87,7 +90,9 @@ def test_an_opening_that_fails_half_way_does_not_leave_its_model_to_the_round_be
     assert all(np.array_equal(found[component], true[component]) for component in true)
 
 
-def invented_sum(federation: SmallFederation, work: RecordingRun, honest: pb.Directive, cohort: list[str]) -> bytes:
+def invented_sum(
+    federation: SmallFederation, work: RecordingRun, honest: pb.Directive, cohort: list[str], step: float = 0.05
+) -> bytes:
     """An opened sum of `updates` that nobody uploaded for and nobody signed, with the weights that follow from it."""
     assert work._round is not None
     plan, content = federation.plan, federation.coordinator.content
@@ -98,7 +103,7 @@ def invented_sum(federation: SmallFederation, work: RecordingRun, honest: pb.Dir
         encoding = model_encoding(plan, len(part.contributors))
         size = part.length - encoding.weight_words
         words = np.empty(part.length, encoding.word_type)
-        encode_update(np.full(size, 0.05, np.float32), 1.0, encoding, words[:size])
+        encode_update(np.full(size, step, np.float32), 1.0, encoding, words[:size])
         words[size:] = weight_vector(1.0, encoding)
         digest = content.put(words.tobytes())
         made = next_weights(federation, digest, states[part.name], part.name, len(part.contributors))
@@ -138,3 +143,97 @@ def test_an_opened_sum_that_nobody_signed_does_not_move_what_the_round_trains_on
     assert joined.message.WhichOneof("message") == "keys"
     found = trained_on(work)
     assert all(np.array_equal(found[component], true[component]) for component in true)
+
+
+def shown(federation: SmallFederation, name: str, directive: pb.Directive, opened: bytes) -> pb.Directive:
+    """What `name` is asked for next if this sum of updates is said to be open."""
+    lie = pb.Directive()
+    lie.CopyFrom(directive)
+    lie.contribute.opened.append(opened)
+    lie.contribute.sum = "statistics"
+    return lie
+
+
+def own_part(work: RecordingRun, which: int) -> tuple[Part, ...]:
+    state = work._round
+    assert state is not None
+    return tuple(p for p in state.sums[which].parts if work._context.institution in p.contributors)
+
+
+def losses_here(work: RecordingRun, weights: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Training losses by subset, as the institution computes them itself."""
+    assert work._prepared is not None
+    return {s: found.training for s, found in work._prepared.trainer.evaluate(weights).losses.items()}
+
+
+def sent(work: RecordingRun, subset: str) -> LossSums:
+    """What the institution would mask of a subset's losses, read."""
+    assert work._round is not None
+    which = work._round.sums[1]
+    part = which.part(f"losses/{subset}")
+    words = work.sources(which, own_part(work, 1))[part.name]
+    found = np.empty(part.length, np.uint64)
+    words.fill(0, found)
+    plan = work._context.plan
+    how = statistics.loss_encoding(len(part.contributors), proximity_settings(plan).largest, plan.proximity.loss_max)
+    return statistics.LossRow.from_vector(statistics.decode(found, how)).sums
+
+
+def test_losses_at_a_model_of_one_attempt_are_not_sent_under_the_transcript_of_another() -> None:
+    """In attempt 1 each institution is shown a sum of its own that nobody signed: all but one a model whose losses are
+    known beforehand. In attempt 2 all are shown the same; what they send must be of that."""
+    federation = started(rounds=1, proximity={"kind": "size"})
+    name = federation.plan.roster[VICTIM]
+    session, work = federation.participants[name].session, federation.works[name]
+    keys = pb.Directive()
+    keys.CopyFrom(until(federation, 1, "make_keys", name))
+    ask = until(federation, 1, "contribute", name)
+    cohort = list(ask.contribute.cohort)
+    assert session.handle(ask).upload is not None
+    lie = invented_sum(federation, work, keys, cohort, 0.07)
+    assert session.handle(shown(federation, name, ask, lie)).upload is not None
+
+    keys.make_keys.attempt = 2
+    joined = session.handle(keys)
+    assert joined.message is not None
+    assert joined.message.WhichOneof("message") == "keys"
+    assert work._round is not None
+    updates = work._round.sums[0]
+    work.sources(updates, own_part(work, 0))
+    work.take_opened(updates, *opened_by(invented_sum(federation, work, keys, cohort)))
+    assert work._prepared is not None
+    true = losses_here(work, work._prepared.weights())
+    for subset, loss in true.items():
+        sums = sent(work, subset)
+        assert abs(sums.training / sums.weight - loss) < 1e-5
+
+
+def test_losses_at_a_model_of_its_own_are_not_what_the_next_change_is_counted_from() -> None:
+    """Σp·(L − ΔL) over institutions whose last losses are known but for one is that one's. The lie is shown in round 2,
+    which is burnt; round 4 is honest."""
+    federation = started(rounds=4, proximity={"kind": "size"})
+    name = federation.plan.roster[VICTIM]
+    session, work = federation.participants[name].session, federation.works[name]
+    keys = pb.Directive()
+    keys.CopyFrom(until(federation, 2, "make_keys", name))
+    ask = until(federation, 2, "contribute", name)
+    cohort = list(ask.contribute.cohort)
+    assert work._prepared is not None
+    before = losses_here(work, copied(work._prepared.weights()))
+    assert session.handle(ask).upload is not None
+    lie = invented_sum(federation, work, keys, cohort, 0.07)
+    assert session.handle(shown(federation, name, ask, lie)).upload is not None
+
+    start = round_pb2.RoundStart.FromString(keys.make_keys.round_start)
+    start.round = 4
+    keys.make_keys.round_start = start.SerializeToString(deterministic=True)
+    joined = session.handle(keys)
+    assert joined.message is not None
+    assert joined.message.WhichOneof("message") == "keys"
+    assert work._round is not None
+    updates = work._round.sums[0]
+    work.sources(updates, own_part(work, 0))
+    work.take_opened(updates, *opened_by(invented_sum(federation, work, keys, cohort)))
+    for subset, loss in before.items():
+        sums = sent(work, subset)
+        assert abs((sums.training - sums.training_delta) / sums.weight - loss) < 1e-5

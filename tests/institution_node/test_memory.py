@@ -34,6 +34,7 @@ def full() -> RunMemory:
         known_round=3,
         models=("c" * 32, "d" * 32),
         last_losses={"mrna": (0.25, 1 / 3)},
+        last_model="ab" * 16,
         blending=blending,
         history=CohortHistory({"updates/encoder/mrna": (frozenset({"one", "two", "three"}),)}),
         waiting=Waiting(frozenset({"one", "two"}), 2, 3, 1),
