@@ -19,6 +19,8 @@ from security.secure_sum.messages import Signed
 from security.secure_sum.spec import Attempt, Sum
 from tests.security.secure_sum.harness import NAMES, World, identity, make_attempt, part
 
+FIVE = NAMES[:5]
+
 
 def encrypted_attempt(
     names: Sequence[str] = NAMES[:5], *, masked_too: bool = False, sums: Sequence[Sum] = (), **changes: Any
@@ -114,3 +116,23 @@ class EncryptedWorld(World):
         """See `World`."""
         assert isinstance(self.aggregator, EncryptedAggregator)
         return self.aggregator._transcript(sum_name, sum_name.encode() if consumed is None else consumed)
+
+
+def signed(name: str, tag: str, payload: bytes) -> Signed:
+    """A payload in the envelope of an institution."""
+    return Signed(name, payload, identity(name).sign(tag, payload))
+
+
+def dealt(**changes: Any) -> EncryptedWorld:
+    """Everybody has dealt, of five institutions and threshold 4; nobody has accepted."""
+    world = EncryptedWorld(encrypted_attempt(threshold=4, **changes))
+    world.deal(world.send_keys())
+    return world
+
+
+def uploaded(**changes: Any) -> EncryptedWorld:
+    """Sum A is uploaded by everybody, and its list is shown."""
+    world = dealt(**changes)
+    world.accept()
+    world.upload_all("A")
+    return world

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from security.ckks import keys
-from security.ckks.aggregator import DecryptionsDifferError, make_aggregator
 from security.ckks.cipher import PublicKey, SecretKey, make_key
 from security.ckks.encoding import FRAME_BYTES, DamagedCiphertextError, SlotCode
 from security.ckks.member import NotAHolderError
-from security.ckks.messages import DecryptedPart, Decryption, EncryptionKey, content_hash
+from security.ckks.messages import Decryption, EncryptionKey, content_hash
 from security.ckks.packing import Pack
 from security.ckks.upload import EncryptedUpload, ciphertexts, encrypt_pack
 from security.secure_sum import derive
@@ -22,48 +20,24 @@ from security.secure_sum.errors import (
     BadShareError,
     BelowFloorError,
     ContradictoryListError,
-    EquivocationError,
     MalformedMessageError,
     MissingSignaturesError,
     OutOfPhaseError,
     TamperedKeysError,
     TooFewMembersError,
     TranscriptError,
-    UnknownMemberError,
     UnprovenUploadError,
     WrongContextError,
 )
-from security.secure_sum.journal import restore
 from security.secure_sum.keys import agree
 from security.secure_sum.messages import Signed, SurvivorList, UploadHeader
 from security.secure_sum.upload import ArrayWords
 from security.secure_sum.verify import sha256
 from security.signing import BadSignatureError
 from tests.security.ckks.forged import minus, zero_ciphertext
-from tests.security.ckks.harness import EncryptedWorld, encrypted_attempt
-from tests.security.secure_sum.harness import NAMES, World, context, identity, make_attempt
-from tests.security.secure_sum.refusals import aggregator_state, refuses
-
-FIVE = NAMES[:5]
-
-
-def signed(name: str, tag: str, payload: bytes) -> Signed:
-    return Signed(name, payload, identity(name).sign(tag, payload))
-
-
-def dealt(**changes: Any) -> EncryptedWorld:
-    """Everybody has dealt; nobody has accepted."""
-    world = EncryptedWorld(encrypted_attempt(threshold=4, **changes))
-    world.deal(world.send_keys())
-    return world
-
-
-def uploaded(**changes: Any) -> EncryptedWorld:
-    """Sum A is uploaded by everybody, and its list is shown."""
-    world = dealt(**changes)
-    world.accept()
-    world.upload_all("A")
-    return world
+from tests.security.ckks.harness import FIVE, EncryptedWorld, dealt, encrypted_attempt, signed, uploaded
+from tests.security.secure_sum.harness import context, identity
+from tests.security.secure_sum.refusals import refuses
 
 
 def wrapping_key(world: EncryptedWorld, holder: str) -> bytes:
@@ -369,103 +343,3 @@ class TestCiphertexts:
         first, second = uploaded(), uploaded()  # the same seeds: all but the key pair is the same
         assert first.aggregator._keys_digest == second.aggregator._keys_digest
         assert first.aggregator.current.transcript != second.aggregator.current.transcript
-
-
-class TestCoordinator:
-    def test_an_encryption_key_is_taken_from_its_maker_only_and_once(self) -> None:
-        world = EncryptedWorld(encrypted_attempt(threshold=4))
-        relayed = world.send_keys()
-        made = {name: list(world[name].deal(relayed).values()) for name in FIVE}
-        key = world["north"].encryption_key
-        assert key is not None
-        refuses(MalformedMessageError, world.aggregator.take_shares, "north", made["north"], None)
-        refuses(MalformedMessageError, world.aggregator.take_shares, "south", made["south"], key)
-        offer = EncryptionKey.decode(key.payload)
-        foreign = signed("south", derive.TAG_ENCRYPTION_KEY, replace(offer, sender="south").encode())
-        refuses(MalformedMessageError, world.aggregator.take_shares, "south", made["south"], foreign)
-        world.aggregator.take_shares("north", made["north"], key)
-        world.aggregator.take_shares("north", made["north"], key)
-        second = signed("north", derive.TAG_ENCRYPTION_KEY, replace(offer, public_key=make_key()[0]).encode())
-        refuses(EquivocationError, world.aggregator.take_shares, "north", made["north"], second)
-        junk = Signed("south", b"junk", bytes(64))
-        for late in (foreign, junk):  # the maker's is there now, and another's is no more welcome than before
-            refuses(MalformedMessageError, world.aggregator.take_shares, "south", made["south"], late)
-        assert "south" not in world.aggregator.shares
-
-    def test_what_is_repeated_with_other_junk_does_not_grow_the_journal(self) -> None:
-        world = dealt()
-        machine, size = world.machine, len(world.machine.journal())
-        key = machine.encryption_key
-        assert key is not None
-        for k in range(3):
-            again = [replace(each, signature=bytes([k]) * 64) for each in machine.shares["north"].values()]
-            machine.take_shares("north", again, replace(key, signature=bytes([k]) * 64))
-            shares = list(machine.shares["south"].values())
-            refuses(MalformedMessageError, machine.take_shares, "south", shares, Signed("south", bytes([k]), bytes(64)))
-            machine.take_shares("south", [replace(each, signature=bytes([k]) * 64) for each in shares])
-        assert len(machine.journal()) == size
-
-    def test_a_holder_that_was_not_asked_does_not_decide_the_sum(self) -> None:
-        world = uploaded()
-        for name in FIVE:
-            world.aggregator.take_signature(world[name].sign(world.lists["A"]))
-        world.aggregator.decide()
-        signatures = list(world.aggregator.current.signatures.values())
-        early = world["south"].open(signatures, world.fetch("south"))
-        refuses(OutOfPhaseError, world.aggregator.take_opening, early)
-        assert not world.aggregator.openable
-        world.aggregator.take_opening(early, {"north"})  # north has left, so south is asked
-        assert world.finish_sum("A") == world.expected("A", FIVE)
-
-    def test_who_was_passed_over_may_still_answer_and_a_restart_takes_it_as_well(self) -> None:
-        for first in ("north", "south"):
-            world = uploaded()
-            for name in FIVE:
-                world.aggregator.take_signature(world[name].sign(world.lists["A"]))
-            world.aggregator.decide()
-            assert world.aggregator.pass_on()
-            world.open("A", first)
-            again = restore(make_aggregator(world.attempt), world.machine.journal())
-            assert aggregator_state(again) == aggregator_state(world.aggregator)
-            assert again.openable
-
-    def test_a_key_that_no_sum_needs_is_refused(self) -> None:
-        key = dealt().aggregator.encryption_key
-        world = World(make_attempt())
-        relayed = world.send_keys()
-        shares = list(world["north"].deal(relayed).values())
-        refuses(MalformedMessageError, world.aggregator.take_shares, "north", shares, key)
-
-    def test_only_a_holder_s_decryption_of_this_list_and_these_parts_counts(self) -> None:
-        world = uploaded()
-        world.sign_and_open("A", FIVE, ())
-        (part,) = world.attempt.sum("A").parts
-        digest = sha256(world.lists["A"])
-        good = Decryption(world.attempt.context, "A", "north", digest, (DecryptedPart(part.name, bytes(part.bytes)),))
-        for lie, kind in (
-            (replace(good, sender="west"), UnknownMemberError),
-            (replace(good, list_digest=bytes(32)), WrongContextError),
-            (replace(good, sum="B"), WrongContextError),
-            (replace(good, context=context(round_=7)), WrongContextError),
-            (replace(good, parts=()), MalformedMessageError),
-            (replace(good, parts=(DecryptedPart(part.name, b"short"),)), MalformedMessageError),
-            (replace(good, parts=(DecryptedPart("other", bytes(part.bytes)),)), MalformedMessageError),
-        ):
-            forged = signed(lie.sender, derive.TAG_DECRYPTION, lie.encode())
-            refuses(kind, world.aggregator.take_opening, forged)
-        unsigned = Signed("north", good.encode(), bytes(64))
-        refuses(BadSignatureError, world.aggregator.take_opening, unsigned)
-
-    def test_two_holders_who_decrypt_to_different_words_are_both_named(self) -> None:
-        world = uploaded()
-        world.sign_and_open("A", FIVE, ["north"])
-        world.aggregator.pass_on()  # so that south is asked as well
-        (part,) = world.attempt.sum("A").parts
-        digest = sha256(world.lists["A"])
-        lie = Decryption(world.attempt.context, "A", "south", digest, (DecryptedPart(part.name, bytes(part.bytes)),))
-        forged = signed("south", derive.TAG_DECRYPTION, lie.encode())
-        error = refuses(DecryptionsDifferError, world.aggregator.take_opening, forged)
-        assert getattr(error, "culprits", ()) == ("north", "south")
-        honest = world["south"].open(list(world.aggregator.current.signatures.values()), world.fetch("south"))
-        world.aggregator.take_opening(honest)  # bit for bit what the first one said
-        assert world.finish_sum("A") == world.expected("A", FIVE)
