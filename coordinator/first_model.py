@@ -11,7 +11,6 @@ import numpy.typing as npt
 from federation.features import FeatureSchema
 from federation.initialisation import BLOCK
 from federation.layout import Component, layout
-from federation.plan import Plan
 from federation.rounds import Cohorts, ComponentDigests, Setup
 from federation.server_optimisers import ServerOptimiserSettings, initial_value, state_slots
 from federation.settings import optimiser_settings
@@ -36,10 +35,6 @@ class FirstModel:
     schema: FeatureSchema
     which: Sum
 
-    @property
-    def _plan(self) -> Plan:
-        return self.cohorts.plan
-
     def make(
         self, content: ContentStore, words: Mapping[str, npt.NDArray[np.uint64]], alive: frozenset[str]
     ) -> dict[str, ComponentDigests]:
@@ -54,11 +49,26 @@ class FirstModel:
             StorageError: the disk failed or is full; it can be done again.
         """
         setup = Setup(self.schema.digest, patients_of(self.which, words), alive)
-        made, optimiser = layout(self._plan, self.schema.widths), optimiser_settings(self._plan)
-        return {
-            name: _store(content, made.components[name], self._plan.seed, optimiser)
-            for name in self.cohorts.summed(setup)
-        }
+        return first_components(content, self.cohorts, self.schema.widths, setup)
+
+
+def first_components(
+    content: ContentStore, cohorts: Cohorts, widths: Mapping[str, int], setup: Setup
+) -> dict[str, ComponentDigests]:
+    """Stores the components that a run sums, as the plan's seed gives them, and the optimiser's first state.
+
+    Args:
+        content: where they go; durable on return.
+        cohorts: of the plan.
+        widths: of the feature schema.
+        setup: of the run.
+
+    Raises:
+        StorageError: the disk failed or is full; it can be done again.
+    """
+    plan = cohorts.plan
+    made, optimiser = layout(plan, widths), optimiser_settings(plan)
+    return {name: _store(content, made.components[name], plan.seed, optimiser) for name in cohorts.summed(setup)}
 
 
 def _store(

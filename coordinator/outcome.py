@@ -22,7 +22,7 @@ from federation.vectors import ContentStore, Spool, UploadKey
 from security.secure_sum.aggregator import Aggregator
 from security.secure_sum.errors import TooFewMembersError
 from security.secure_sum.recover import PartOpening
-from security.secure_sum.spec import Sum
+from security.secure_sum.spec import Context, Sum
 
 
 class RoundOutcome:
@@ -144,6 +144,12 @@ def folded_openings(machine: Aggregator) -> tuple[PartOpening, ...]:
     return tuple(PartOpening(part, tuple(sorted(part.contributors & alive)), ()) for part in parts)
 
 
+def update_settings(plan: Plan, context: Context, openings: tuple[PartOpening, ...]) -> UpdateSettings:
+    """What makes the next weights of the opened updates of a round."""
+    encodings = {o.part.name: model_encoding(plan, len(o.part.contributors)) for o in openings}
+    return UpdateSettings(encodings, partial(thinning, plan, context.run, context.round), optimiser_settings(plan))
+
+
 def fold_job(
     plan: Plan,
     machine: Aggregator,
@@ -175,11 +181,6 @@ def fold_job(
         for part in machine.attempt.uploaded_parts(name, machine.cohort, institution):
             offsets[institution, part.name] = offset
             offset += part.bytes
-    settings = None
-    if name == UPDATES:
-        encodings = {o.part.name: model_encoding(plan, len(o.part.contributors)) for o in openings}
-        settings = UpdateSettings(
-            encodings, partial(thinning, plan, context.run, context.round), optimiser_settings(plan)
-        )
+    settings = update_settings(plan, context, openings) if name == UPDATES else None
     first = outcome.first_model() if name == WEIGHTS else None
     return FoldJob(name, openings, words, uploads, offsets, state.components, settings, first)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordinator.attempt import Attempt
-from coordinator.results import figures_json, scores_json
+from coordinator.results import RoundStatistics, figures_json, scores_json
 from coordinator.selection import Selection
 
 
@@ -36,12 +36,17 @@ def round_record(
         "selection": selection.said(),
     }
     if result is not None:
-        record |= {
-            "blending": figures_json(result.figures),
-            "proximity": dict(result.proximity),
-            "metrics": {name: scores_json(s) for name, s in result.rows.items()},
-            "confusion": {name: row.confusion.tolist() for name, row in result.counts.items()},
-            "reliability": {name: row.reliability.tolist() for name, row in result.counts.items()},
-            "clipped": dict(result.clipped),
-        }
+        record |= statistics_record(result)
     return json.dumps(record, sort_keys=True, allow_nan=False)
+
+
+def statistics_record(result: RoundStatistics) -> dict[str, Any]:
+    """What a round's record tells of an opened sum B."""
+    return {
+        "blending": figures_json(result.figures),
+        "proximity": dict(result.proximity),
+        "metrics": {name: scores_json(s) for name, s in result.rows.items()},
+        "confusion": {name: row.confusion.tolist() for name, row in result.counts.items()},
+        "reliability": {name: row.reliability.tolist() for name, row in result.counts.items()},
+        "clipped": dict(result.clipped),
+    }

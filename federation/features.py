@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -190,7 +190,8 @@ class FeatureSchema:
     def to_bytes(self) -> bytes:
         """JSON in one encoding: fixed key order, floats in their shortest exact form."""
         modalities = [
-            {"name": name, "columns": [{"kind": _kind(each), **asdict(each)} for each in inputs]}
+            # Not asdict, which copies every value deeply: at 20,000 columns that takes a second.
+            {"name": name, "columns": [{"kind": _kind(each), **vars(each)} for each in inputs]}
             for name, inputs in self.modalities.items()
         ]
         document = {"format": FORMAT, "modalities": modalities}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 from consilium.v1 import round_pb2 as pb
 
-from federation import names
 from federation.feature_sums import FEATURE_SUMS
 from federation.features import FeatureSchema
 from federation.layout import layout
@@ -33,6 +32,22 @@ from security.secure_sum.errors import TranscriptError
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part, Sum
 from security.secure_sum.upload import WordSource
+
+Features = tuple[Mapping[str, int], Mapping[str, npt.NDArray[np.float32]]]
+"""Widths of all modalities of a feature schema, and an institution's own modalities to float32[patients, width]."""
+
+ReadFeatures = Callable[[bytes, InstitutionData], Features]
+
+
+def features_of(schema: bytes, data: InstitutionData) -> Features:
+    """An institution's patients by a feature schema's bytes.
+
+    Raises:
+        SchemaError: these are no schema's bytes.
+        FeatureTableError: a column is of another kind than the schema says.
+    """
+    read = FeatureSchema.from_bytes(schema)
+    return read.widths, {m: read.transform(m, table) for m, table in data.tables.items()}
 
 
 @dataclass
@@ -69,6 +84,7 @@ class LocalRun:
         ledger: privacy budget; None only where the plan has no differential privacy.
         recorder: told local figures.
         make_trainer: what trains; another one only in the bench.
+        read_features: turns the patients' tables into inputs; studies keep its outcome over many runs.
         shelf: where the global components rest; None: in memory.
     """
 
@@ -84,6 +100,7 @@ class LocalRun:
         ledger: PrivacyLedger | None = None,
         recorder: Recorder | None = None,
         make_trainer: TrainerFactory = trainer_for,
+        read_features: ReadFeatures = features_of,
         shelf: ModelShelf | None = None,
     ) -> None:
         plan = Plan.from_bytes(plan_bytes)
@@ -103,6 +120,7 @@ class LocalRun:
             recorder or Recorder(),
         )
         self._data, self._device, self._make_trainer = data, device, make_trainer
+        self._read_features = read_features
         self._shelf = shelf or ModelShelf()
         self._prepared: Prepared | None = None
         self._round: _Round | None = None
@@ -212,14 +230,13 @@ class LocalRun:
             return self._prepared  # `_check_setup` lets no second one through
         context = self._context
         plan = context.plan
-        schema = FeatureSchema.from_bytes(bytes(context.library.fetch(setup.schema)))
-        made = layout(plan, schema.widths)
-        held = names.modalities_of(made.combinations[context.institution])
+        widths, features = self._read_features(bytes(context.library.fetch(setup.schema)), self._data)
+        made = layout(plan, widths)
         trainer = self._make_trainer(
             plan,
             made,
             context.institution,
-            {m: schema.transform(m, self._data.tables[m]) for m in held},
+            features,
             self._data.labels,
             self._train_rows,
             self._validation_rows,
@@ -230,6 +247,24 @@ class LocalRun:
         model = GlobalModel(plan, made, owned, context.library, self._shelf)
         self._prepared = Prepared(context, setup, made, trainer, model)
         return self._prepared
+
+    # -- for studies, which train and evaluate many institutions at once ------------------------------------------
+
+    @property
+    def updates(self) -> UpdateWork:
+        """Sum A of the open training round."""
+        found = self._current().updates
+        if found is None:
+            raise RoundError("round 0 trains nothing.")
+        return found
+
+    @property
+    def statistics(self) -> StatisticsWork:
+        """Sum B of the open training round."""
+        found = self._current().statistics
+        if found is None:
+            raise RoundError("round 0 evaluates nothing.")
+        return found
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -56,17 +56,23 @@ class DropoutMasks:
         """Draws all masks of one batch at once: `units` is the sum of the widths that `apply` will be called with."""
         if self._threshold == 0:
             return
+        self.hold(torch.from_numpy(self.drawn(patients, units)).to(self._device))
+
+    def drawn(self, patients: int, units: int) -> npt.NDArray[np.float32]:
+        """float32[patients, units]: the next masks, for whoever puts several institutions' side by side."""
         words = np.frombuffer(self._rng.bytes(2 * patients * units), dtype="<u2")
-        mask = (words >= self._threshold) * self._scale
-        self._mask = torch.from_numpy(mask.reshape(patients, units)).to(self._device)
-        self._used = 0
+        return ((words >= self._threshold) * self._scale).reshape(patients, units)
+
+    def hold(self, masks: torch.Tensor) -> None:
+        """Takes masks, … × units, for the calls of `apply` that follow."""
+        self._mask, self._used = masks, 0
 
     def apply(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` (patients × width) with the next `width` columns of the masks applied."""
+        """`values` (… × width) with the next `width` columns of the masks applied."""
         if self._mask is None:
             return values
-        width = values.shape[1]
-        mask = self._mask[:, self._used : self._used + width]
+        width = values.shape[-1]
+        mask = self._mask[..., self._used : self._used + width]
         self._used += width
         return values * mask
 
@@ -179,6 +185,10 @@ class InstitutionModel(nn.Module):
                 parameter.grad = self.gradients_flat[start : start + size].view(tensor.shape)
                 setattr(stack.layers[int(layer)], part, parameter)
                 start += size
+
+    def stack(self, component: str) -> Stack:
+        """The layers of one component."""
+        return self._stacks[component]
 
     def hold(self, held: frozenset[str]) -> None:
         """Leaves some components without a gradient; `gradients_flat` stays zero there."""

@@ -23,7 +23,7 @@ from institution_node.statistics import (
     encode_metrics,
     rescaled,
 )
-from institution_node.trainer import Evaluation
+from institution_node.trainer import Evaluation, Trainer
 from institution_node.update_work import UpdateWork
 from security.secure_sum.spec import Part
 from security.secure_sum.upload import ArrayWords, WordSource
@@ -36,6 +36,9 @@ class StatisticsWork:
         prepared: of the run.
         number: of the round, from 1.
         updates: the round's sum A, as far as this institution followed it.
+
+    Attributes:
+        evaluation: of the published w(t+1); None: the trainer makes it when it is needed.
     """
 
     def __init__(self, prepared: Prepared, number: int, updates: UpdateWork) -> None:
@@ -43,6 +46,16 @@ class StatisticsWork:
         self._number, self._updates = number, updates
         self._before = self._context.recall()
         self._last = self._losses_before()
+        self.evaluation: Evaluation | None = None
+
+    @property
+    def trainer(self) -> Trainer:
+        """On this institution's patients."""
+        return self._prepared.trainer
+
+    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Every component that the institution owns, at w(t+1) once sum A was followed."""
+        return self._prepared.weights()
 
     def _losses_before(self) -> Mapping[str, tuple[float, float]]:
         """What the change of a round is counted from: the losses at the w(t) that its opening names to everybody.
@@ -78,7 +91,7 @@ class StatisticsWork:
         """The words of some parts."""
         context, prepared = self._context, self._prepared
         plan = context.plan
-        evaluation = prepared.trainer.evaluate(prepared.weights())
+        evaluation = self.evaluation or self.trainer.evaluate(self.weights())
         divisors, losses = self._divisors(evaluation), self._divided(evaluation)
         encoded: dict[str, Encoded] = {}
         for part in uploads:

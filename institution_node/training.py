@@ -41,6 +41,13 @@ class LocalTrainer:
         validation_rows: rows to validate on; none in common with `train_rows`.
         device: torch's name of the device.
 
+    Attributes:
+        model: what it trains; its parameters are whatever was loaded last.
+        train_features, validation_features: per modality of the institution, float32[patients, width] on the device.
+        train_labels: int64[patients] on the device.
+        validation_labels: int64[patients].
+        class_weights: float32[classes] on the device; None: all are 1.
+
     Raises:
         TrainingDataError: the arrays do not fit each other, the plan or the layout, or hold NaN or infinity.
     """
@@ -63,16 +70,16 @@ class LocalTrainer:
         self.institution = institution
         self.model = InstitutionModel(plan, layout, institution, device)
         self._classes = len(plan.label.classes)
-        self._train_features = self._to_device(features, training)
-        self._train_labels = torch.from_numpy(labels[training]).to(self.model.device)
-        self._validation_features = self._to_device(features, validation)
-        self._validation_labels = labels[validation]
-        self._class_weights = self._balance(labels[training]) if plan.training.class_weights == "balanced" else None
+        self.train_features = self._to_device(features, training)
+        self.train_labels = torch.from_numpy(labels[training]).to(self.model.device)
+        self.validation_features = self._to_device(features, validation)
+        self.validation_labels = labels[validation]
+        self.class_weights = self._balance(labels[training]) if plan.training.class_weights == "balanced" else None
 
     @property
     def patients(self) -> int:
         """Number of training patients, n_i."""
-        return int(self._train_labels.shape[0])
+        return int(self.train_labels.shape[0])
 
     def train(
         self,
@@ -101,10 +108,11 @@ class LocalTrainer:
         self.model.load(weights)
         self.model.hold(held)
         settings = self.plan.training
+        rates = self.rates(step_factors, learning_rate, held)
         optimiser = FlatOptimiser(
             settings.optimiser,
             self.model.parameters_flat,
-            self._rates(step_factors, learning_rate, held),
+            [(self.model.slices[name], rate) for name, rate in rates.items()],
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             proximal=settings.proximal,
@@ -141,21 +149,26 @@ class LocalTrainer:
         """
         self.model.load(weights)
         with torch.inference_mode():
-            training = self.model(self._train_features)
-            validation = self.model(self._validation_features)
+            training = self.model(self.train_features)
+            validation = self.model(self.validation_features)
         losses: dict[str, SubsetLosses] = {}
         logits: dict[str, Float32] = {}
         for subset, values in training.items():
             logits[subset] = validation[subset].cpu().numpy()
-            own = self._mean_loss(values, self._train_labels)
+            own = self.mean_loss(values, self.train_labels)
             held = None
-            if self._validation_labels.size:
-                labels = torch.from_numpy(self._validation_labels).to(self.model.device)
-                held = self._mean_loss(validation[subset], labels)
+            if self.validation_labels.size:
+                labels = torch.from_numpy(self.validation_labels).to(self.model.device)
+                held = self.mean_loss(validation[subset], labels)
             losses[subset] = SubsetLosses(own, held)
-        return Evaluation(self.model.combination, losses, logits, self._validation_labels)
+        return Evaluation(self.model.combination, losses, logits, self.validation_labels)
 
-    def _mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
+        """Mean cross-entropy of patients (logits: patients × classes), each clipped at the plan's `loss_max`.
+
+        Raises:
+            NonFiniteTrainingError: one is NaN or infinite.
+        """
         per_patient = functional.cross_entropy(logits, labels, reduction="none")
         # Checked before the clip, which would turn an infinite loss into an innocent one.
         if not bool(torch.isfinite(per_patient).all()):
@@ -166,17 +179,20 @@ class LocalTrainer:
         """How one step's gradient is made; private training has its own."""
         return BatchGradients(self, rng)
 
-    def _rates(
-        self, step_factors: Mapping[str, float], learning_rate: float, held: frozenset[str]
-    ) -> list[tuple[slice, float]]:
+    def rates(self, step_factors: Mapping[str, float], learning_rate: float, held: frozenset[str]) -> dict[str, float]:
+        """The step size of each component: 0 where it is held; a head's is the learning rate, unscaled.
+
+        Raises:
+            LocalMisuseError: one is negative, infinite or NaN.
+        """
         heads = {names.classifier(m) for m in self.model.heads}
-        rates: list[tuple[slice, float]] = []
-        for name, part in self.model.slices.items():
+        rates: dict[str, float] = {}
+        for name in self.model.slices:
             factor = 1.0 if name in heads else step_factors.get(name, 1.0)
             rate = 0.0 if name in held else learning_rate * factor
             if not 0.0 <= rate <= _LARGEST_RATE:  # NaN fails this too
                 raise LocalMisuseError(f"the step size of {name} is {rate}.", remedy="Give finite factors, at least 0.")
-            rates.append((part, rate))
+            rates[name] = rate
         return rates
 
     def _to_device(self, features: Mapping[str, Float32], rows: Int64) -> list[torch.Tensor]:
@@ -195,7 +211,7 @@ class LocalTrainer:
     def batch(self, rows: Int64) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Features per modality and labels of some of the training patients."""
         index = torch.from_numpy(rows).to(self.model.device)
-        return [x.index_select(0, index) for x in self._train_features], self._train_labels.index_select(0, index)
+        return [x.index_select(0, index) for x in self.train_features], self.train_labels.index_select(0, index)
 
     def patient_losses(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, masks: DropoutMasks | None
@@ -209,7 +225,7 @@ class LocalTrainer:
             # One call for all subsets: on small models the calls cost more than the arithmetic.
             losses = functional.cross_entropy(torch.cat(logits), labels.repeat(subsets), reduction="none")
             losses = losses.view(subsets, -1).sum(dim=0)
-        return losses if self._class_weights is None else losses * self._class_weights[labels]
+        return losses if self.class_weights is None else losses * self.class_weights[labels]
 
 
 class GradientSource(ABC):

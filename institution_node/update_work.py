@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,41 @@ from federation.thinning import Thinning
 from institution_node.encoding import UpdateWords
 from institution_node.prepared import Prepared
 from institution_node.schedule import learning_rate
+from institution_node.trainer import Trainer, Trajectory
 from institution_node.updates import ClippedUpdate, ThinnedUpdate, Update, as_array
 from security.privacy.positioned_bits import PositionedBits
+from security.privacy.randomness import Randomness
 from security.secure_sum.errors import TranscriptError
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part, Sum
 from security.secure_sum.upload import WordSource
 
 Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """The K local steps of one round, not yet taken: what studies take for many institutions at once.
+
+    Attributes:
+        trainer: on the institution's patients.
+        weights: w(t) of every component that it owns.
+        step_factors: κ·v by component (METHOD.md, "DGB").
+        learning_rate: η of the round.
+        rng: of batches and dropout.
+        held: components that stay as they are.
+    """
+
+    trainer: Trainer
+    weights: Mapping[str, Float32]
+    step_factors: Mapping[str, float]
+    learning_rate: float
+    rng: Randomness
+    held: frozenset[str]
+
+    def run(self) -> Trajectory[Float32 | Update]:
+        """Takes them."""
+        return self.trainer.train(self.weights, self.step_factors, self.learning_rate, self.rng, self.held)
 
 
 class UpdateWork:
@@ -56,9 +83,9 @@ class UpdateWork:
 
     def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
         """The words of some parts; trains first where that was not done yet."""
-        if not self._trained:
-            self._train()
-            self._trained = True
+        training = self.training()
+        if training is not None:
+            self.take_trajectory(training, training.run())
         recorder, plan = self._context.recorder, self._context.plan
         made: dict[str, WordSource] = {}
         for part in uploads:
@@ -115,12 +142,16 @@ class UpdateWork:
         """What rounds the words of one component in this round, drawn by this institution alone."""
         return PositionedBits(self._context.randomness.child(f"rounding/{self._number}/{component}").bytes(32))
 
-    def _train(self) -> None:
+    def training(self) -> LocalTraining | None:
+        """The round's training, charged for; None where its outcome was taken, or every component is held."""
+        if self._trained:
+            return None
         context, prepared = self._context, self._prepared
         plan, weights = context.plan, prepared.weights()
         held = frozenset(name for name in weights if not plan.component(name).due(self._number))
         if held == set(weights):
-            return  # nothing to train, and nothing of the patients to charge
+            self._trained = True
+            return None  # nothing to train, and nothing of the patients to charge
         factors = self._step_factors()
         if context.private:
             from institution_node.private_training import planned_event
@@ -128,12 +159,23 @@ class UpdateWork:
             context.charges.spend("updates", self._number, planned_event(plan, prepared.trainer.patients))
         eta = learning_rate(plan.training, self._number - 1, max(plan.rounds, self._number))
         rng = context.randomness.child(f"round/{self._number}")
-        trajectory = prepared.trainer.train(weights, factors, eta, rng, held)
-        context.recorder.trained(self._number, 0.0, trajectory.mean_loss, factors)
-        self.updates = {n: delta for n, delta in trajectory.checked(weights).items() if n not in held}
+        return LocalTraining(prepared.trainer, weights, factors, eta, rng, held)
+
+    def take_trajectory(self, training: LocalTraining, trajectory: Trajectory[Float32 | Update]) -> None:
+        """Takes what the round's training came to.
+
+        Raises:
+            WeightsError: it is of other components or sizes.
+        """
+        weights = training.weights
+        self._context.recorder.trained(self._number, 0.0, trajectory.mean_loss, training.step_factors)
+        self.updates = {n: delta for n, delta in trajectory.checked(weights).items() if n not in training.held}
         self._private = {
-            name: weights[name] + as_array(delta) for name, delta in self.updates.items() if name not in prepared.shared
+            name: weights[name] + as_array(delta)
+            for name, delta in self.updates.items()
+            if name not in self._prepared.shared
         }
+        self._trained = True
 
     def _step_factors(self) -> dict[str, float]:
         """κ·v of each component (METHOD.md, "DGB")."""

@@ -46,8 +46,8 @@ class Group(LocalTrainer):
         everybody: Int64,
     ) -> None:
         super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows)
-        if self._class_weights is not None:
-            self._class_weights = self._balance(everybody)
+        if self.class_weights is not None:
+            self.class_weights = self._balance(everybody)
 
 
 class PooledTrainer:

@@ -117,8 +117,8 @@ def test_balanced_classes_weigh_the_same() -> None:
     made = case(patients=40, training={**PLAIN, "class_weights": "balanced"}, model={"dropout": 0.0})
     labels = np.array([0] * 30 + [1] * 10)
     one = LocalTrainer(made.plan, made.layout, made.institution, made.features, labels, range(40), ())
-    assert one._class_weights is not None
-    weights = one._class_weights.numpy()[labels]
+    assert one.class_weights is not None
+    weights = one.class_weights.numpy()[labels]
     assert weights[labels == 0].sum() == pytest.approx(weights[labels == 1].sum())
     assert weights.mean() == pytest.approx(1.0)
     only = LocalTrainer(made.plan, made.layout, made.institution, made.features, np.zeros(40, np.int64), range(40), ())
