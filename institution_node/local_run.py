@@ -13,7 +13,7 @@ from federation.feature_sums import FEATURE_SUMS
 from federation.features import FeatureSchema
 from federation.layout import layout
 from federation.plan import Plan
-from federation.rounds import STATISTICS, UPDATES, Cohorts, ComponentDigests, Figures, RoundError, Setup, digest
+from federation.rounds import UPDATES, Cohorts, ComponentDigests, Figures, RoundError, Setup, digest
 from institution_node.data import InstitutionData, split, split_each
 from institution_node.global_model import GlobalModel, Library
 from institution_node.memory import Memory
@@ -185,10 +185,13 @@ class LocalRun:
     def take_opened(self, which: Sum, opened: pb.OpenedSum, listed: SurvivorList) -> None:
         """See RoundWork."""
         state = self._current()
+        # What follows from it was perhaps made before, of what another attempt showed to this institution alone.
+        place = [s.name for s in state.sums].index(which.name)
+        for later in state.sums[place + 1 :]:
+            state.sources.pop(later.name, None)
         if state.setup is not None and which.name in FEATURE_SUMS:
             state.setup.take(which, self._opened_words(which, opened))
         elif state.updates is not None and which.name == UPDATES:
-            state.sources.pop(STATISTICS, None)  # of another attempt's sum, perhaps shown to this institution alone
             state.updates.take(which, opened, listed)
 
     # -- the run's setup ----------------------------------------------------------------------------------------

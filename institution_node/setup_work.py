@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from federation import statistics
-from federation.feature_sums import sensitivity
+from federation.feature_sums import FEATURE_SUMS, sensitivity
 from federation.rounds import WEIGHTS
 from federation.setup import FeatureSums, feature_encoding, feature_sum, patient_encoding
 from federation.tables import RawTable
@@ -34,7 +34,8 @@ class SetupWork:
 
     def __init__(self, context: RunContext, tables: Mapping[str, RawTable], sums: tuple[Sum, ...]) -> None:
         self._context, self._tables = context, tables
-        self._features = FeatureSums(context.plan, {s.name: s for s in sums})
+        self._sums = {s.name: s for s in sums}
+        self._features = FeatureSums(context.plan, self._sums)
 
     def sources(self, which: Sum, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
         """The words of some parts of a sum."""
@@ -60,6 +61,8 @@ class SetupWork:
 
     def take(self, which: Sum, words: Mapping[str, Words]) -> None:
         """Takes an opened feature sum, and remembers the schema once it is complete."""
+        if which.name == FEATURE_SUMS[0]:  # nothing of what an earlier attempt was shown
+            self._features = FeatureSums(self._context.plan, self._sums)
         self._features.take(feature_sum(which.name), words)
         if self._features.schema is not None:
             memory = self._context.recall()

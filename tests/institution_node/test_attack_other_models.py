@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
@@ -15,6 +16,7 @@ from federation.fixed_point import encode_update, weight_vector
 from federation.losses import LossSums
 from federation.rounds import ComponentDigests, opened_by
 from federation.settings import model_encoding, optimiser_settings, proximity_settings
+from federation.setup import feature_encoding
 from federation.thinning import Thinning
 from institution_node.trainer import Trajectory
 from security.secure_sum.messages import SurvivorList
@@ -177,6 +179,53 @@ def sent(work: RecordingRun, subset: str) -> LossSums:
     plan = work._context.plan
     how = statistics.loss_encoding(len(part.contributors), proximity_settings(plan).largest, plan.proximity.loss_max)
     return statistics.LossRow.from_vector(statistics.decode(found, how)).sums
+
+
+def invented_holders(federation: SmallFederation, work: RecordingRun, cohort: list[str], holders: int) -> bytes:
+    """An opened sum of `holders` that nobody signed: so many institutions have each column."""
+    member = federation.participants[work._context.institution].session._member
+    assert work._round is not None
+    assert member is not None
+    which = work._round.sums[0]
+    opened = round_pb2.OpenedSum(sum=which.name)
+    for part in which.parts:
+        how = feature_encoding(federation.plan, "holders", part.name.removeprefix("features/"), len(part.contributors))
+        words = statistics.encode(np.ones(part.length), how) * np.uint64(holders)
+        opened.parts.add(part=part.name, words=federation.coordinator.content.put(words.tobytes()))
+    proofs = tuple(bytes(64) for _ in cohort)
+    opened.list = SurvivorList(member.attempt.context, which.name, bytes(32), tuple(cohort), (), proofs).encode()
+    return opened.SerializeToString(deterministic=True)
+
+
+def test_columns_that_one_attempt_says_nobody_has_are_counted_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In attempt 1 of round 0 all institutions but one are shown that nobody has any column. In attempt 2 all are shown
+    the same: did they send the zeros of attempt 1 again, the sum would be the one's own counts, means and squares."""
+    # A coordinator that lies serves what it likes.
+    monkeypatch.setattr("studies.memory_coordinator.open_published", lambda run, _, digest: run.content.open(digest))
+    federation = started(rounds=1)
+    name = federation.plan.roster[VICTIM]
+    session, work = federation.participants[name].session, federation.works[name]
+    keys = pb.Directive()
+    keys.CopyFrom(until(federation, 0, "make_keys", name))
+    ask = until(federation, 0, "contribute", name)
+    cohort = sorted(ask.contribute.cohort)
+    assert session.handle(ask).upload is not None
+    lie = shown(federation, name, ask, invented_holders(federation, work, cohort, 0))
+    lie.contribute.sum = "counts"
+    assert session.handle(lie).upload is not None
+
+    keys.make_keys.attempt = 2
+    joined = session.handle(keys)
+    assert joined.message is not None
+    assert joined.message.WhichOneof("message") == "keys"
+    assert work._round is not None
+    holders, counts = work._round.sums[:2]
+    work.sources(holders, own_part(work, 0))
+    work.take_opened(holders, *opened_by(invented_holders(federation, work, cohort, len(cohort))))
+    for part in own_part(work, 1):
+        found = np.empty(part.length, np.uint64)
+        work.sources(counts, own_part(work, 1))[part.name].fill(0, found)
+        assert np.count_nonzero(found) > 1  # more than the number of patients alone
 
 
 def test_losses_at_a_model_of_one_attempt_are_not_sent_under_the_transcript_of_another() -> None:
