@@ -26,6 +26,7 @@ from deploy.local_federation import LocalFederation, LocalInstitution
 from deploy.operator_link import OperatorLink
 from federation.plan import Plan, digest
 from security.errors import ConsiliumError
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH
 
 FEDERATION: Final = "bench"
 NODE: Final = "deploy.bench_node"
@@ -159,7 +160,13 @@ def bench_federation(root: Path, institutions: int) -> Iterator[tuple[BenchFeder
 
 
 def measure(
-    federation: BenchFederation, keys: Mapping[str, str], case: Case, rounds: int, meter: RateMeter, seconds: float
+    federation: BenchFederation,
+    keys: Mapping[str, str],
+    case: Case,
+    rounds: int,
+    meter: RateMeter,
+    seconds: float,
+    complete_graph_up_to: int = MAX_COMPLETE_GRAPH,
 ) -> Measured:
     """Runs one case on fresh processes.
 
@@ -170,9 +177,12 @@ def measure(
         rounds: counted ones; one more goes before them.
         meter: reads the machine's rates before and after.
         seconds: until the run is given up.
+        complete_graph_up_to: as in the plan: more institutions mask over a graph that is drawn.
     """
     chosen = dict(list(keys.items())[: case.institutions])
     plan = bench_plan(chosen, case, rounds + 1, FEDERATION)
+    shut = plan.secure_sum.model_copy(update={"complete_graph_up_to": complete_graph_up_to})
+    plan = plan.model_copy(update={"secure_sum": shut})
     names = list(chosen)
     run = federation.accept(names, plan, dict.fromkeys(names, (MODALITY,)))
     vanishing = {name: {"CONSILIUM_BENCH_VANISH": "1"} for name in names[: case.dropouts]}

@@ -15,11 +15,10 @@ from federation.layout import Component, layout
 from federation.plan import Plan
 from federation.rounds import UPDATES
 from federation.server_optimisers import state_slots
+from federation.settings import mask_graph
 from federation.thinning import Thinning
 from institution_node.model_files import MEMORY_BYTES
 from security.ckks.encoding import ciphertext_bytes
-from security.secure_sum.graph import MAX_COMPLETE_GRAPH
-from security.secure_sum.graph_bound import neighbours_for
 from security.secure_sum.spec import Part
 
 Kind = Literal["keystream", "tls", "hash", "disk"]
@@ -144,9 +143,7 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
     """
     vanished, slots = frozenset(gone), len(state_slots(plan.server_optimiser.kind))
     components = layout(plan, dict(widths)).components
-    n, drawn = len(plan.institutions), None
-    if n > MAX_COMPLETE_GRAPH:
-        drawn = neighbours_for(n, plan.secure_sum.max_colluders).neighbours
+    drawn = mask_graph(plan)
     return [
         ComponentLoad(
             parameters=c.size,
@@ -158,7 +155,7 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
             ciphertext=_ciphertext(c) if UPDATES in plan.secure_sum.ckks else 0,
             sent=Thinning(c.size, plan.component(c.name).fraction).words,
             filed=4 * c.size * (1 + slots) > MEMORY_BYTES,
-            neighbours=drawn if len(c.owners) > MAX_COMPLETE_GRAPH else None,
+            neighbours=drawn.neighbours if drawn is not None and len(c.owners) > drawn.complete_up_to else None,
         )
         for c in components.values()
         if c.shared

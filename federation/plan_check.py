@@ -20,9 +20,9 @@ from federation.plan import Column, Plan
 from federation.plan_ckks import encryption_problems, size_problems
 from federation.plan_problems import Path, PlanError, Problem
 from federation.plan_tables import Range
-from federation.settings import model_encoding
+from federation.settings import mask_graph, model_encoding
 from security.errors import ConfigurationError
-from security.secure_sum.graph import MAX_ROSTER
+from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER
 from security.signing import parse_public_key_text, public_key_text
 
 MAX_INSTITUTIONS: Final = MAX_ROSTER
@@ -52,7 +52,7 @@ def find_problems(plan: Plan) -> tuple[Problem, ...]:
     parts = (_run, _label, _modalities, _roster, _secure_sum, _floors, _method, _privacy, encryption_problems)
     found = (*_ranges(plan, ()), *(problem for part in parts for problem in part(plan)))
     # What components there are, and how large, follows from a roster that is in order.
-    return found or (*_components(plan), *size_problems(plan))
+    return found or (*_components(plan), *_graph(plan), *size_problems(plan))
 
 
 def minimum_threshold(institutions: int, max_colluders: int) -> int:
@@ -245,6 +245,17 @@ def _secure_sum(plan: Plan) -> Iterator[Problem]:
         prove_no_wrap(model_encoding(plan, max(1, n)), LARGEST_WEIGHT_SUM)
     except ConfigurationError as error:
         yield Problem(("secure_sum", "headroom"), error.message, error.remedy)
+
+
+def _graph(plan: Plan) -> Iterator[Problem]:
+    try:
+        mask_graph(plan)
+    except ConfigurationError as error:
+        n = len(plan.institutions)
+        remedy = "Lower secure_sum.max_colluders or secure_sum.graph_dropout"
+        if n <= MAX_COMPLETE_GRAPH:
+            remedy += f", or set complete_graph_up_to to at least {n}"
+        yield Problem(("secure_sum", "complete_graph_up_to"), error.message, f"{remedy}.")
 
 
 def _floors(plan: Plan) -> Iterator[Problem]:

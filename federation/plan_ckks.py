@@ -10,7 +10,6 @@ from federation.plan_problems import Problem
 from federation.rounds import Cohorts, Setup
 from security.ckks.encoding import ciphertext_bytes
 from security.ckks.packing import packs
-from security.secure_sum.graph import MAX_COMPLETE_GRAPH
 from security.secure_sum.spec import Sum
 
 
@@ -32,8 +31,13 @@ def encryption_problems(plan: Plan) -> Iterator[Problem]:
         )
     if settings.ckks and settings.backend != "masks":
         yield Problem(path, f"backend {settings.backend!r} sends the other sums in clear.", 'Write backend = "masks".')
-    if settings.ckks and len(plan.institutions) > MAX_COMPLETE_GRAPH:
-        yield Problem(path, f"sums are encrypted for at most {MAX_COMPLETE_GRAPH} institutions.", "Leave `ckks` out.")
+    if settings.ckks and len(plan.institutions) > settings.complete_graph_up_to:
+        yield Problem(
+            path,
+            f"sums are encrypted only where the mask graph is complete, up to {settings.complete_graph_up_to} "
+            "institutions (complete_graph_up_to).",
+            "Leave `ckks` out.",
+        )
     for i, name in enumerate(settings.ckks):
         if name in settings.ckks[:i]:
             yield Problem((*path, i), f"the sum {name!r} occurs twice.", "Take one of them out.")

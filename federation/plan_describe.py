@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan, digest
-from federation.settings import model_encoding
+from federation.settings import graph_dropout, mask_graph, model_encoding
 from federation.thinning import Thinning
 
 
@@ -69,10 +70,12 @@ def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
     yield f"  backend    {settings.backend}"
     if settings.ckks:
         yield f"  encrypted  {', '.join(settings.ckks)} (CKKS): open to a coordinator that colludes with one of them"
+    opens = "sign for a sum" if settings.backend == "masks" and mask_graph(plan) else "open a sum and sign for it"
     yield (
-        f"  roster     {settings.threshold} of {n} open a sum and sign for it; stands {settings.max_colluders} "
+        f"  roster     {settings.threshold} of {n} {opens}; stands {settings.max_colluders} "
         f"colluding and {n - settings.threshold} dropped out"
     )
+    yield from _graph(plan)
     yield f"  sum A      {len(shared)} components a round"
     yield f"  sum B      losses of {', '.join(losses) if losses else 'no subset'}"
     kept = [subset for subset in parts.subsets if subset not in losses]
@@ -86,6 +89,21 @@ def _sums(plan: Plan, parts: Layout) -> Iterator[str]:
     most = max(uploads, key=lambda name: uploads[name])
     each = encoding.bits // 8
     yield f"  bytes      up to {uploads[most]:,} a round from one institution ({most}), {each} a parameter, plus keys"
+
+
+def _graph(plan: Plan) -> Iterator[str]:
+    settings, n = plan.secure_sum, len(plan.institutions)
+    if settings.backend != "masks":
+        return
+    drawn = mask_graph(plan)
+    if drawn is None:
+        yield "  graph      complete: everybody masks with everybody, and holds a share of everybody's secrets"
+        return
+    yield f"  graph      drawn for every attempt, as there are more than {drawn.complete_up_to} institutions: each has"
+    yield f"             {drawn.neighbours} neighbours to mask with, of whom {drawn.share_threshold} open its secrets"
+    gone, bits = ceil(n * graph_dropout(plan)), settings.graph_failure_bits
+    yield f"             stands {gone} dropped out, but for a chance of 2^-{bits} to lose an attempt;"
+    yield "             what may be opened is no matter of chance: each checks who is left before it signs"
 
 
 def _sent(plan: Plan, parts: Layout, institution: str) -> int:

@@ -149,8 +149,8 @@ class SecureSumSettings(PlanTable):
         U32,
         Range(1, 1000, "institutions"),
         about(
-            "t: signatures that decide a survivor list and, up to 100 institutions, shares that open a secret. "
-            "2t ≥ n + max_colluders + 1 and t ≤ n; n - t institutions may drop out."
+            "t: signatures that decide a survivor list and, where the mask graph is complete, shares that open a "
+            "secret. 2t ≥ n + max_colluders + 1 and t ≤ n; n - t institutions may drop out."
         ),
     ]
     max_colluders: Annotated[
@@ -214,6 +214,32 @@ class SecureSumSettings(PlanTable):
             "`ckks` stands none, so it must say false."
         ),
     ] = True
+    complete_graph_up_to: Annotated[
+        U32,
+        Range(5, 100, "institutions"),
+        about(
+            "Up to so many institutions everybody masks with everybody and holds everybody's shares. A larger roster "
+            "is given a graph that is drawn for each attempt, in which each has only a few neighbours; in it, a "
+            "component with at most so many owners is still masked among all of them. How many neighbours follows "
+            "from the roster, max_colluders and the next two; `consilium plan check` shows it."
+        ),
+    ] = 100
+    graph_dropout: Annotated[
+        Number,
+        Range(0.05, 0.5),
+        about(
+            "Part of the institutions that may vanish from an attempt whose graph is drawn. If more do, sums may stay "
+            "shut and the round be lost; nothing opens that should not."
+        ),
+    ] = 1 / 3
+    graph_failure_bits: Annotated[
+        U32,
+        Range(10, 80, "bits"),
+        about(
+            "σ: with that part gone, a drawn graph fails an attempt with probability at most 2^-σ. Says how rarely a "
+            "round is lost, not how private it is: institutions check who is tied to whom before they sign."
+        ),
+    ] = 40
 
 
 class Training(PlanTable):

@@ -21,13 +21,11 @@ from federation import names, statistics
 from federation.feature_sums import FEATURE_SUMS, vector_length
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan
-from federation.settings import model_encoding
+from federation.settings import mask_graph, model_encoding
 from federation.thinning import Thinning
 from security.ckks.packing import encrypted
 from security.errors import ProtocolError
 from security.secure_sum.derive import digest_of
-from security.secure_sum.graph import MAX_COMPLETE_GRAPH
-from security.secure_sum.graph_bound import neighbours_for
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Attempt, Context, Part, Sum
 from security.signing import parse_public_key_text
@@ -284,10 +282,15 @@ class Cohorts:
         s = self.plan.secure_sum
         roster = {i.name: parse_public_key_text(i.key) for i in self.plan.institutions}
         sums = tuple(encrypted(each) if each.name in s.ckks else each for each in sums)
-        n = len(roster)
-        sparse = neighbours_for(n, s.max_colluders) if n > MAX_COMPLETE_GRAPH else None
         return Attempt(
-            context, roster, s.threshold, s.max_colluders, s.k_min, sums, masked=s.backend == "masks", sparse=sparse
+            context,
+            roster,
+            s.threshold,
+            s.max_colluders,
+            s.k_min,
+            sums,
+            masked=s.backend == "masks",
+            sparse=mask_graph(self.plan),
         )
 
 

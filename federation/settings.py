@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import Final
+
 from federation.blending import BlendingSettings
 from federation.fixed_point import ModelEncoding
 from federation.plan import Plan
 from federation.proximity import ProximitySettings
 from federation.server_optimisers import ServerOptimiserSettings
 from federation.thinning import Thinning, thinning_key
+from security.secure_sum.graph import SparseGraph
+from security.secure_sum.graph_bound import neighbours_for
+
+_LARGEST_DENOMINATOR: Final = 1000
 
 
 def blending_settings(plan: Plan) -> BlendingSettings:
@@ -43,6 +50,23 @@ def model_encoding(plan: Plan, contributors: int) -> ModelEncoding:
     """
     s = plan.secure_sum
     return ModelEncoding(s.clip, s.headroom, contributors, 16 if s.half_words else 32)
+
+
+def mask_graph(plan: Plan) -> SparseGraph | None:
+    """The size of the graph that is drawn for every attempt of the plan; None: it is complete.
+
+    Raises:
+        ConfigurationError: no number of neighbours stands the dropouts and colluders that the plan wants stood.
+    """
+    s, n = plan.secure_sum, len(plan.institutions)
+    if n <= s.complete_graph_up_to:
+        return None
+    return neighbours_for(n, s.max_colluders, graph_dropout(plan), s.graph_failure_bits, s.complete_graph_up_to)
+
+
+def graph_dropout(plan: Plan) -> Fraction:
+    """Part of the institutions that may vanish where the graph is drawn: what is written as 0.1 is a tenth."""
+    return Fraction(plan.secure_sum.graph_dropout).limit_denominator(_LARGEST_DENOMINATOR)
 
 
 def thinning(plan: Plan, run: bytes, round_: int, component: str, size: int) -> Thinning:

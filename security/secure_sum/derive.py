@@ -29,14 +29,15 @@ TAG_DECRYPTION: Final = _PREFIX + "decryption"
 
 def encode(*fields: bytes | str | int) -> bytes:
     """Length-prefixed, injective encoding of a sequence of fields."""
-    out = bytearray()
+    out: list[bytes] = []
     for field in fields:
-        if isinstance(field, int):
-            data = field.to_bytes(8, "big")
+        if isinstance(field, str):
+            data = field.encode()
         else:
-            data = field.encode() if isinstance(field, str) else field
-        out += len(data).to_bytes(8, "big") + data
-    return bytes(out)
+            data = field.to_bytes(8, "big") if isinstance(field, int) else field
+        out.append(len(data).to_bytes(8, "big"))
+        out.append(data)
+    return b"".join(out)
 
 
 @lru_cache(maxsize=256)  # thousands of keys and commitments of an attempt begin alike

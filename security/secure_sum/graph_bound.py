@@ -33,18 +33,23 @@ SECURITY_BITS: Final = 40
 
 @lru_cache(maxsize=64)
 def neighbours_for(
-    institutions: int, max_colluders: int, dropout: Fraction = DROPOUT, security_bits: int = SECURITY_BITS
+    institutions: int,
+    max_colluders: int,
+    dropout: Fraction = DROPOUT,
+    security_bits: int = SECURITY_BITS,
+    complete_up_to: int = MAX_COMPLETE_GRAPH,
 ) -> SparseGraph:
     """The smallest graph that, with `dropout` of the institutions gone, opens with probability 1 − 2^−σ.
 
     Half of 2^−σ goes to the masks, half to the shares. The share threshold is the largest that the shares' half allows.
 
     Args:
-        institutions: of the roster, from `MAX_COMPLETE_GRAPH` + 1 on. The dropouts are rounded up: an attempt
+        institutions: of the roster, from `complete_up_to` + 1 on. The dropouts are rounded up: an attempt
             of m fewer of them, whose ⌊m · dropout⌋ are never a larger part, is within the bound too (`TestBound`).
         max_colluders: institutions that may collude with the coordinator.
         dropout: part that may vanish, from 0 to below 1.
         security_bits: σ.
+        complete_up_to: parts with at most so many contributors are masked over their complete graph.
 
     Raises:
         ConfigurationError: no number of neighbours does.
@@ -55,10 +60,10 @@ def neighbours_for(
             continue
         threshold = _largest_threshold(institutions, gone, neighbours, security_bits + 1)
         if threshold > max(1, max_colluders):
-            return SparseGraph(neighbours, threshold)
+            return SparseGraph(neighbours, threshold, complete_up_to)
     raise ConfigurationError(
         f"no mask graph of {institutions} institutions stands {gone} dropouts and {max_colluders} colluders.",
-        remedy=f"Lower max_colluders, or run with at most {MAX_COMPLETE_GRAPH} institutions.",
+        remedy="Lower max_colluders or graph_dropout, or leave the graph complete.",
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from sys import intern
 from typing import Final, Literal, TypeVar
 
 from consilium.v1 import secure_sum_pb2 as pb
@@ -34,7 +36,9 @@ def require(condition: bool, what: str) -> None:
 
 def require_lengths(expected: int, what: str, *values: bytes) -> None:
     """Raises MalformedMessageError unless every value has `expected` bytes."""
-    require(all(len(value) == expected for value in values), f"{what} must have {expected} bytes")
+    for value in values:  # twelve thousand of them in the keys of a thousand institutions: the text is made when wrong
+        if len(value) != expected:
+            require(False, f"{what} must have {expected} bytes")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Signed:
         return hashlib.sha256(self.payload).digest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # each of a thousand institutions holds every part's key of all the others
 class PartKey:
     """Public mask key and self-mask commitment of one sender for one part of one sum (rule 4)."""
 
@@ -80,7 +84,7 @@ class PartKey:
         require_lengths(_DIGEST_BYTES, "a commitment", self.seed_commitment)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KeyMessage:
     """Phase 1: all keys of one sender, in plan order."""
 
@@ -117,7 +121,8 @@ class KeyMessage:
             MalformedMessageError: it does not parse, or a field cannot be.
         """
         m = parse(pb.KeyMessage(), payload)
-        parts = tuple(PartKey(k.sum, k.part, k.public_key, k.seed_commitment) for k in m.parts)
+        # One text for a part's name, not one for each institution that names it.
+        parts = tuple(PartKey(intern(k.sum), intern(k.part), k.public_key, k.seed_commitment) for k in m.parts)
         return KeyMessage(context_from_proto(m.context), m.sender, m.share_key, parts, m.graph_commitment)
 
 
@@ -369,4 +374,9 @@ def context_from_proto(m: pb.SumContext) -> Context:
     """
     require_lengths(_DIGEST_BYTES, "a run or opening", m.run, m.opening)
     require(m.attempt >= 1, "attempts count from 1")
-    return Context(m.federation, m.run, m.round, m.attempt, m.opening)
+    return _context(m.federation, m.run, m.round, m.attempt, m.opening)
+
+
+@lru_cache(maxsize=64)  # all messages of an attempt have the same one
+def _context(federation: str, run: bytes, round_: int, attempt: int, opening: bytes) -> Context:
+    return Context(federation, run, round_, attempt, opening)

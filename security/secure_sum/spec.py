@@ -129,7 +129,7 @@ class Attempt:
         k_min: fewest survivors whose sum may be opened; `≥ max_colluders + 2`, or 1 for science without privacy.
         sums: in the order in which they are opened.
         masked: False only for the bench's `none` backend, which policy allows on public data alone.
-        sparse: the mask graph of a roster above `MAX_COMPLETE_GRAPH`; None: complete (rule 10).
+        sparse: the mask graph where it is drawn, as it must be above `MAX_COMPLETE_GRAPH`; None: complete (rule 10).
     """
 
     context: Context
@@ -157,7 +157,7 @@ class Attempt:
             )
         if self.sparse is not None and self.encrypted:
             raise ConfigurationError(
-                f"sums are encrypted for at most {MAX_COMPLETE_GRAPH} institutions.",
+                "sums are encrypted only where the mask graph is complete.",
                 remedy="Mask them: take them out of secure_sum.ckks.",
             )
         if len(set(self.roster.values())) != n:

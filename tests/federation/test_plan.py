@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from federation.plan import MAX_BYTES, Plan, PlanError, Training, digest
 from tests.plans import example_identity, example_plan, example_private_key
 
-EXAMPLE_DIGEST = "d88fd0c85075a96f0469ea632c6323d5abe26e8e18f62489ddeb538743a6b4fe"
+EXAMPLE_DIGEST = "45bca20c35e3559742d4e76378b8b27599e4f762578460fbe409d149c7e0230a"
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from federation.plan import Column, Institution, LabelClass, Modality, Plan, Pla
 from federation.plan_check import check, find_problems, minimum_threshold
 from federation.plan_problems import path_text
 from federation.plan_tables import Range, SecureSumSettings
-from federation.rounds import SETUP_SUMS, TRAINING_SUMS
+from federation.rounds import SETUP_SUMS, TRAINING_SUMS, Cohorts
+from federation.settings import mask_graph
 from federation.statistic_words import StatisticsEncoding
 from security.ckks.encoding import FRAME_BYTES, SLOTS, SlotCode
+from security.secure_sum.graph_bound import DROPOUT, neighbours_for
 from security.secure_sum.messages import MAX_PAYLOAD_BYTES
+from security.secure_sum.spec import Context
 from tests.plans import example_institutions, example_plan
 
 
@@ -203,7 +207,25 @@ BAD = [
         "encrypted-for-too-many",
         lambda: example_plan(101, secure_sum={"ckks": ("means",), "coordinator_colludes": False, "threshold": 60}),
         "secure_sum.ckks",
-        "at most 100 institutions",
+        "up to 100 institutions (complete_graph_up_to)",
+    ),
+    Bad(
+        "encrypted-though-the-graph-is-drawn",
+        lambda: encrypting("means", complete_graph_up_to=8),
+        "secure_sum.ckks",
+        "up to 8 institutions (complete_graph_up_to)",
+    ),
+    Bad(
+        "a-drawn-graph-that-cannot-stand-so-many-colluders",
+        lambda: example_plan(secure_sum={"complete_graph_up_to": 8, "max_colluders": 4, "k_min": 6, "threshold": 7}),
+        "secure_sum.complete_graph_up_to",
+        "no mask graph of 9 institutions stands 3 dropouts and 4 colluders",
+    ),
+    Bad(
+        "graph-dropout-of-everybody",
+        lambda: example_plan(secure_sum={"complete_graph_up_to": 8, "graph_dropout": 1.5}),
+        "secure_sum.graph_dropout",
+        "out of range",
     ),
     Bad("encrypted-twice", lambda: encrypting("means", "means"), "secure_sum.ckks[1]", "'means' occurs twice"),
     Bad("the-rest-in-clear", lambda: encrypting("means", backend="none"), "secure_sum.ckks", "in clear"),
@@ -271,6 +293,7 @@ def test_a_headroom_below_one_could_wrap_and_is_proved_to() -> None:
         *(example_plan(n) for n in (3, 4, 9, 12, 99, 100)),
         example_plan(secure_sum={"k_min": 1, "max_colluders": 0}),
         example_plan(secure_sum={"threshold": 7, "max_colluders": 4, "k_min": 6}),
+        example_plan(secure_sum={"complete_graph_up_to": 8}),
         example_plan(1, secure_sum={"backend": "none", "k_min": 1, "max_colluders": 0}),
         example_plan(differential_privacy={"enabled": True}, training={"class_weights": "none"}),
         example_plan(initial_model="0" * 64),
@@ -280,6 +303,33 @@ def test_a_headroom_below_one_could_wrap_and_is_proved_to() -> None:
 def test_a_plan_that_may_run(plan: Plan) -> None:
     assert find_problems(plan) == ()
     check(Plan.from_bytes(plan.to_bytes()))
+
+
+def test_where_no_graph_can_be_drawn_the_remedy_is_one_that_helps() -> None:
+    (few,) = find_problems(example_plan(7, secure_sum={"complete_graph_up_to": 6}))
+    assert few.remedy.endswith("or set complete_graph_up_to to at least 7.")
+    (many,) = find_problems(
+        example_plan(102, secure_sum={"max_colluders": 49, "k_min": 51, "threshold": 76, "graph_dropout": 0.5})
+    )
+    assert "Lower secure_sum.max_colluders or secure_sum.graph_dropout." in many.remedy
+
+
+@pytest.mark.parametrize(
+    ("institutions", "settings", "expected"),
+    [
+        (100, {}, None),
+        (101, {}, neighbours_for(101, 1)),
+        (300, {}, neighbours_for(300, 1, Fraction(1, 3), 40)),
+        (300, {"graph_dropout": 0.1}, neighbours_for(300, 1, Fraction(1, 10))),
+        (300, {"graph_failure_bits": 20, "complete_graph_up_to": 50}, neighbours_for(300, 1, DROPOUT, 20, 50)),
+    ],
+)
+def test_the_mask_graph_is_as_large_as_the_plan_says(institutions: int, settings: Any, expected: object) -> None:
+    plan = example_plan(institutions, secure_sum=settings)
+    assert mask_graph(plan) == expected
+    context = Context(plan.federation, bytes(32), 0, 1, bytes(32))
+    cohorts = Cohorts(plan)
+    assert cohorts.attempt(context, cohorts.setup_sums()).sparse == expected
 
 
 @given(st.integers(1, 100), st.integers(0, 49))

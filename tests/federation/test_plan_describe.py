@@ -22,6 +22,18 @@ def test_the_description_says_who_takes_part_what_is_summed_and_what_stays() -> 
     assert "Differential privacy: off" in text
 
 
+def test_the_description_says_how_the_drawn_graph_follows_from_the_plan() -> None:
+    whole = describe(example_plan())
+    assert "graph      complete: everybody masks with everybody" in whole
+    assert "6 of 9 open a sum and sign for it" in whole
+    drawn = describe(example_plan(secure_sum={"complete_graph_up_to": 8, "graph_failure_bits": 30}))
+    assert "6 of 9 sign for a sum" in drawn
+    told = " ".join(line.strip() for line in drawn.splitlines())
+    assert "as there are more than 8 institutions: each has 6 neighbours to mask with, of whom 3 open" in told
+    assert "stands 3 dropped out, but for a chance of 2^-30" in told
+    assert "graph  " not in describe(example_plan(secure_sum={"backend": "none"}))
+
+
 def test_the_description_of_a_plan_that_encrypts_says_which_sums_and_to_whom_they_are_open() -> None:
     text = describe(example_plan(secure_sum={"ckks": ("weights", "statistics"), "coordinator_colludes": False}))
     assert "encrypted  weights, statistics (CKKS): open to a coordinator that colludes with one of them" in text

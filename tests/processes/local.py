@@ -147,13 +147,19 @@ class Bench:
             yield link
 
     def plan(
-        self, rounds: int = 3, parameters: int = 1000, encrypted: tuple[str, ...] = (), **deadlines: float
+        self,
+        rounds: int = 3,
+        parameters: int = 1000,
+        encrypted: tuple[str, ...] = (),
+        complete_graph_up_to: int = 100,
+        **deadlines: float,
     ) -> Plan:
         """A plan of another run, which all nodes accept."""
         self._runs += 1
         plan = bench_plan.bench_plan(self.keys, Case(len(self.keys), parameters), rounds, self.local.name)
         waits = plan.deadlines.model_copy(update={"keys": 30.0, "upload": 40.0, **deadlines})
-        shut = plan.secure_sum.model_copy(update={"ckks": encrypted, "coordinator_colludes": not encrypted})
+        chosen = {"ckks": encrypted, "coordinator_colludes": not encrypted}
+        shut = plan.secure_sum.model_copy(update={**chosen, "complete_graph_up_to": complete_graph_up_to})
         plan = plan.model_copy(update={"run": f"{plan.run}-{self._runs}", "deadlines": waits, "secure_sum": shut})
         run = digest(plan.to_bytes()).hex()
         for name in self.names:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import pytest
 from consilium.v1 import service_pb2 as pb
 
-from federation import rounds
+from federation.plan import Plan
+from federation.settings import mask_graph
 from security.secure_sum.graph import SparseGraph
 from tests.small_federation import SmallFederation, small_plan
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> object:
+def plan() -> Plan:
     """Seven institutions, four neighbours each."""
-    monkeypatch.setattr(rounds, "MAX_COMPLETE_GRAPH", 3)
-    monkeypatch.setattr(rounds, "neighbours_for", lambda n, c: SparseGraph(4, c + 1, complete_up_to=3))
-    return small_plan(rounds=1)
+    made = small_plan(rounds=1, secure_sum={"complete_graph_up_to": 5, "graph_dropout": 0.14})
+    assert mask_graph(made) == SparseGraph(4, 3, complete_up_to=5)
+    return made
 
 
 def phases(federation: SmallFederation, seen: list[str], restart_at: str = "") -> object:
@@ -31,10 +32,8 @@ def phases(federation: SmallFederation, seen: list[str], restart_at: str = "") -
 
 
 @pytest.mark.parametrize("restart_at", ["", "reveal_value", "open_shares"])
-def test_a_run_over_a_drawn_graph_ends_with_the_model_of_a_complete_one(
-    plan: object, restart_at: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    federation = SmallFederation(plan)  # type: ignore[arg-type]  # of the fixture
+def test_a_run_over_a_drawn_graph_ends_with_the_model_of_a_complete_one(plan: Plan, restart_at: str) -> None:
+    federation = SmallFederation(plan)
     federation.enrol()
     seen: list[str] = []
     assert federation.run_to_end(phases(federation, seen, restart_at)) == "finished"  # type: ignore[arg-type]
@@ -42,7 +41,6 @@ def test_a_run_over_a_drawn_graph_ends_with_the_model_of_a_complete_one(
     assert (federation.coordinator.starts > 1) == bool(restart_at)
     if restart_at:
         return
-    monkeypatch.setattr(rounds, "MAX_COMPLETE_GRAPH", 100)
     complete = SmallFederation(small_plan(rounds=1))
     complete.enrol()
     assert complete.run_to_end() == "finished"
@@ -50,8 +48,8 @@ def test_a_run_over_a_drawn_graph_ends_with_the_model_of_a_complete_one(
         assert federation.weights(component).tobytes() == complete.weights(component).tobytes()
 
 
-def test_who_keeps_its_value_is_left_behind_and_comes_back(plan: object) -> None:
-    federation = SmallFederation(plan)  # type: ignore[arg-type]  # of the fixture
+def test_who_keeps_its_value_is_left_behind_and_comes_back(plan: Plan) -> None:
+    federation = SmallFederation(plan)
     federation.enrol()
     silent = federation.plan.roster[-1]
 

@@ -360,6 +360,9 @@ class SecureSumSettings(_message.Message):
     CKKS_FIELD_NUMBER: _builtins.int
     CKKS_MAX_BYTES_FIELD_NUMBER: _builtins.int
     COORDINATOR_COLLUDES_FIELD_NUMBER: _builtins.int
+    COMPLETE_GRAPH_UP_TO_FIELD_NUMBER: _builtins.int
+    GRAPH_DROPOUT_FIELD_NUMBER: _builtins.int
+    GRAPH_FAILURE_BITS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """"masks"; "none" only for the bench on public data."""
     threshold: _builtins.int
@@ -383,6 +386,12 @@ class SecureSumSettings(_message.Message):
     """Most ciphertext bytes of the vectors of one such sum."""
     coordinator_colludes: _builtins.bool
     """False: the plan's author vouches that the coordinator colludes with no institution; `ckks` needs that."""
+    complete_graph_up_to: _builtins.int
+    """Largest roster, and most contributors of a part, whose mask graph is complete; beyond it is drawn."""
+    graph_dropout: _builtins.float
+    """Part of the institutions that may vanish from an attempt whose graph is drawn, and its sums still open …"""
+    graph_failure_bits: _builtins.int
+    """… but for a chance of 2^-graph_failure_bits."""
     @_builtins.property
     def ckks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the sums that are encrypted (CKKS) instead."""
@@ -403,10 +412,13 @@ class SecureSumSettings(_message.Message):
         ckks: _abc.Iterable[_builtins.str] | None = ...,
         ckks_max_bytes: _builtins.int = ...,
         coordinator_colludes: _builtins.bool = ...,
+        complete_graph_up_to: _builtins.int = ...,
+        graph_dropout: _builtins.float = ...,
+        graph_failure_bits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "ckks", b"ckks", "ckks_max_bytes", b"ckks_max_bytes", "clip", b"clip", "coordinator_colludes", b"coordinator_colludes", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "similar_statistics", b"similar_statistics", "similar_wait", b"similar_wait", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "ckks", b"ckks", "ckks_max_bytes", b"ckks_max_bytes", "clip", b"clip", "complete_graph_up_to", b"complete_graph_up_to", "coordinator_colludes", b"coordinator_colludes", "graph_dropout", b"graph_dropout", "graph_failure_bits", b"graph_failure_bits", "half_words", b"half_words", "headroom", b"headroom", "k_min", b"k_min", "max_colluders", b"max_colluders", "similar_cohorts", b"similar_cohorts", "similar_statistics", b"similar_statistics", "similar_wait", b"similar_wait", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

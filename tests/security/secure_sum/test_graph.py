@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from fractions import Fraction
 from itertools import combinations
-from math import ceil, log2
+from math import ceil, floor, log2
 
 import pytest
 from hypothesis import given, settings
@@ -146,6 +146,24 @@ class TestBound:
         graph, half = neighbours_for(institutions, colluders), Fraction(1, 2 ** (SECURITY_BITS + 1))
         for fewer in range((institutions + colluders + 2) // 2, institutions + 1):
             gone = fewer // 3
+            assert torn_probability(fewer, gone, graph.neighbours, colluders) <= half
+            assert lost_probability(fewer, gone, graph.neighbours, graph.share_threshold) <= half
+
+    @settings(max_examples=60, deadline=None)
+    @given(institutions=st.integers(6, 150), colluders=st.integers(0, 3), twentieths=st.integers(1, 10), data=st.data())
+    def test_so_it_does_for_every_choice_of_a_plan(
+        self, institutions: int, colluders: int, twentieths: int, data: st.DataObject
+    ) -> None:
+        dropout, bits = Fraction(twentieths, 20), data.draw(st.sampled_from((10, 20, 40, 80)))
+        try:
+            graph = neighbours_for(institutions, colluders, dropout, bits, complete_up_to=5)
+        except ConfigurationError:
+            return
+        assert graph.complete_up_to == 5
+        assert colluders < graph.share_threshold <= graph.neighbours < institutions - 1
+        fewer = data.draw(st.integers((institutions + colluders + 2) // 2, institutions))
+        gone, half = floor(fewer * dropout), Fraction(1, 2 ** (bits + 1))
+        if graph.neighbours < fewer - 1:  # a smaller circle is complete
             assert torn_probability(fewer, gone, graph.neighbours, colluders) <= half
             assert lost_probability(fewer, gone, graph.neighbours, graph.share_threshold) <= half
 
