@@ -5,7 +5,8 @@ difference, the losses of the few. With every list that is signed in between it 
 Never to sign such a list would end the losses, and with them DGB, at the first institution that leaves for good. So:
 
 - a cohort is signed at once if it is the one that was opened last, or far from every recent one;
-- another one is signed when it has come for the `rounds`-th round in a row; the last losses stand meanwhile;
+- another one is signed when it has come for the `rounds`-th round in a row, rounds in which nothing of it is due left
+  aside; the last losses stand meanwhile;
 - every such change doubles the wait of the next one, be it back again: in R rounds there are fewer than
   log2(R / rounds + 1) of them, whatever the coordinator says of who dropped out.
 """
@@ -84,6 +85,8 @@ def consider(
         rounds: the plan's first wait.
     """
     near = near_another(history, opened, max_colluders)
+    if not near and survivors == waiting.survivors:
+        return Verdict(near, True, waiting)  # what it waits for is not due in this round: it goes on waiting
     if not near:
         return Verdict(near, True, waiting.signed(waited=False))
     seen = waiting.seen(survivors, round_)

@@ -73,6 +73,24 @@ def test_a_round_counts_once_however_many_attempts_it_has() -> None:
     assert waiting.seen(EVERYBODY, 5).over(2)
 
 
+def test_a_part_that_is_due_in_some_rounds_only_is_signed_again_too() -> None:
+    """`every = 5`: the rounds in between, in which nothing is like anything, do not begin its wait anew."""
+    history, waiting, found = CohortHistory({}), Waiting(), []
+    for round_ in range(1, 42):
+        there = EVERYBODY if round_ < 6 else EVERYBODY - {"h"}
+        opened = {"statistics/losses/clinical": frozenset("abcd")}
+        if round_ % 5 == 1:
+            opened[PART] = there
+        verdict = consider(history, waiting, opened, there, round_, 1, 3)
+        waiting = verdict.waiting
+        if verdict.signs:
+            history = history.with_opened(opened)
+        elif PART in opened:
+            found.append(round_)
+        assert verdict.signs or PART in opened
+    assert found == [6, 11]  # it is signed when it comes for the third time
+
+
 def test_it_survives_a_restart(tmp_path: Path) -> None:
     waiting = Waiting(frozenset({"a", "b"}), 2, 9, 3)
     FolderMemory(tmp_path).save("ab", RunMemory(waiting=waiting))
