@@ -11,7 +11,7 @@ from typing import Any, Final
 from federation import plan_check
 from federation.plan import Institution, Plan, SecureSumSettings
 from studies.methods import changed
-from studies.tcga import Federation, plan_label, plan_modalities
+from studies.tcga import Federation, plan_modalities
 
 ROUNDS: Final = 40
 HIDDEN: Final[tuple[int, ...]] = ()
@@ -58,7 +58,7 @@ def demo_plan(
         seed=seed,
         rounds=rounds,
         data=federation.data,
-        label=plan_label(),
+        label=federation.task.label,
         modalities=plan_modalities(federation, HIDDEN),
         institutions=roster,
         secure_sum=SecureSumSettings(threshold=max(1, plan_check.minimum_threshold(len(roster), 1)), clip=CLIP),

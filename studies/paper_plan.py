@@ -22,7 +22,8 @@ from federation.plan import (
     Training,
 )
 from studies.methods import changed
-from studies.tcga import KINDS, plan_label
+from studies.tasks import STAGE_I_II
+from studies.tcga import KINDS
 
 COLUMNS: Final[Mapping[str, int]] = {"mrna": 20_531, "image": 150, "clinical": 11}
 HIDDEN: Final[Mapping[str, tuple[int, ...]]] = {
@@ -70,7 +71,7 @@ def paper_plan(
         seed=1,
         rounds=rounds,
         data="synthetic",
-        label=plan_label(),
+        label=STAGE_I_II.label,
         modalities=tuple(
             Modality(
                 name=name,

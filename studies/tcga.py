@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from federation.plan import Column, Label, LabelClass, Modality
+from federation.plan import Column, Modality
 from federation.tables import RawTable
 from studies.cohorts import (
     ID_COLUMN,
@@ -27,10 +27,11 @@ from studies.cohorts import (
 )
 from studies.ranges import common_columns
 from studies.synthetic import TCGA_SHAPE, Shape, synthetic
+from studies.tasks import STAGE_I_II, Task
 
 __all__ = [
     "COHORTS", "KINDS", "Shard", "Federation", "TestSet", "find_data", "load_cohorts", "synthetic", "nine_institutions",
-    "federate", "plan_modalities", "plan_label", "write_shards",
+    "federate", "plan_modalities", "write_shards",
 ]  # fmt: skip
 
 COHORTS: Final = ("BRCA", "LUSC", "LUAD")
@@ -42,9 +43,8 @@ KINDS: Final = (
 """Modalities of a cohort's three institutions; cohorts take these rows in turn."""
 
 TEST_PART: Final = 0.2
-STAGES: Final = (1, 2)
-THINNED: Final = {"BRCA": 3}
-"""Cohort to the divisor of its stage II patients (METHOD.md)."""
+FOLDS: Final = 4
+"""Disjoint test sets of one seed (METHOD.md, "Four folds"); what would be a fifth is never a test set."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Shard:
         name: `brca-1`.
         cohort: `BRCA`.
         tables: its modalities, in order, to tables of exactly its patients, in order of identifier.
-        stages: patient to stage, 1 or 2.
+        stages: patient to stage, 1 to 4.
     """
 
     name: str
@@ -74,7 +74,7 @@ class TestSet:
     """A cohort's test patients, who are at no institution, each with the modalities they have.
 
     Attributes:
-        stages: patient to stage, 1 or 2.
+        stages: patient to stage, 1 to 4.
         tables: modality to the table of those who have it.
         complete: those who have every modality of the federation: who results are scored on.
     """
@@ -95,12 +95,14 @@ class Federation:
         shards: the institutions, cohort by cohort.
         test: cohort to its test set.
         columns: modality, in order, to the plan's columns of it.
+        task: what is told apart.
     """
 
     data: Literal["real", "synthetic"]
     shards: tuple[Shard, ...]
     test: Mapping[str, TestSet]
     columns: Mapping[str, tuple[Column, ...]]
+    task: Task = STAGE_I_II
 
 
 def nine_institutions(
@@ -130,6 +132,8 @@ def federate(
     data: Literal["real", "synthetic"],
     seed: int,
     kinds: Sequence[Sequence[tuple[str, ...]]] = KINDS,
+    task: Task = STAGE_I_II,
+    fold: int = 0,
 ) -> Federation:
     """Deals cohorts to institutions: a stratified fifth to the test set, a stratified third of the rest to each.
 
@@ -141,6 +145,8 @@ def federate(
         data: what the federation is to say of itself.
         seed: draws thinning, test set and shards, each cohort by its own stream.
         kinds: rows of combinations that the cohorts take in turn; a row has one entry per institution.
+        task: what is told apart; patients of other stages are left out.
+        fold: which fifth is the test set, below `FOLDS`; folds of one seed have no test patient in common.
 
     Raises:
         StudyDataError: an institution would have no patient or one class, or no modality is in common.
@@ -154,28 +160,17 @@ def federate(
         tables = {m: _narrow(cohort.tables[m], columns[m]) for m in columns if _has(cohort, m, columns[m])}
         rng = np.random.default_rng([seed, *cohort.name.encode()])
         row = kinds[k % len(kinds)]
-        held_out, *parts = _deal(cohort, len(row), rng)
+        held_out, *parts = _deal(cohort, len(row), rng, task, fold)
         test[cohort.name] = _test_set(cohort, held_out, tables, tuple(columns))
         for i, (part, wanted) in enumerate(zip(parts, row, strict=True)):
             kept = tuple(m for m in tables if m in wanted) or tuple(tables)
-            shards.append(_shard(f"{cohort.name.lower()}-{i + 1}", cohort, part, {m: tables[m] for m in kept}))
-    return Federation(data, tuple(shards), test, columns)
+            shards.append(_shard(f"{cohort.name.lower()}-{i + 1}", cohort, part, {m: tables[m] for m in kept}, task))
+    return Federation(data, tuple(shards), test, columns, task)
 
 
 def plan_modalities(federation: Federation, hidden: tuple[int, ...] = (64,)) -> tuple[Modality, ...]:
     """The plan's modalities: the columns in common, with their ranges, and one shape of encoder for all."""
     return tuple(Modality(name=name, columns=columns, hidden=hidden) for name, columns in federation.columns.items())
-
-
-def plan_label() -> Label:
-    """Stage I against stage II, in TCGA's numbers or in words."""
-    return Label(
-        column="stage",
-        classes=(
-            LabelClass(name="I", values=("1", "I", "IA", "IB")),
-            LabelClass(name="II", values=("2", "II", "IIA", "IIB")),
-        ),
-    )
 
 
 def write_shards(federation: Federation, out: Path) -> dict[str, Path]:
@@ -231,18 +226,20 @@ def _narrow(table: RawTable, columns: Sequence[Column]) -> RawTable:
     )
 
 
-def _deal(cohort: Cohort, parts: int, rng: np.random.Generator) -> list[list[str]]:
-    """Patients of the test set, then of each institution; per stage in turn, so that all are stratified."""
+def _deal(cohort: Cohort, parts: int, rng: np.random.Generator, task: Task, fold: int) -> list[list[str]]:
+    """Patients of the test set, then of each institution; per class in turn, so that all are stratified."""
+    if not 0 <= fold < FOLDS:
+        raise StudyDataError(f"there is no fold {fold}.", remedy=f"Folds are 0 to {FOLDS - 1}.")
     dealt: list[list[str]] = [[] for _ in range(parts + 1)]
     start = 0
-    for stage in STAGES:
-        patients = sorted(patient for patient, its in cohort.stages.items() if its == stage)
+    for name, stages in task.classes.items():
+        patients = sorted(patient for patient, its in cohort.stages.items() if its in stages)
         order = [patients[i] for i in rng.permutation(len(patients))]
-        if stage == 2:
-            order = order[: round(len(order) / THINNED.get(cohort.name, 1))]
+        order = order[: round(len(order) / task.thinned.get(cohort.name, {}).get(name, 1))]
         held_out = round(TEST_PART * len(order))
-        dealt[0] += order[:held_out]
-        for k, patient in enumerate(order[held_out:], start):
+        first = fold * held_out
+        dealt[0] += order[first : first + held_out]
+        for k, patient in enumerate([*order[:first], *order[first + held_out :]], start):
             dealt[1 + k % parts].append(patient)
         start += len(order) - held_out  # whoever is left over goes to the next institution, not the first again
     return [sorted(part) for part in dealt]
@@ -261,15 +258,16 @@ def _test_set(
     return TestSet({p: cohort.stages[p] for p in patients}, held, tuple(p for p in patients if p in whole))
 
 
-def _shard(name: str, cohort: Cohort, patients: Sequence[str], tables: Mapping[str, RawTable]) -> Shard:
+def _shard(name: str, cohort: Cohort, patients: Sequence[str], tables: Mapping[str, RawTable], task: Task) -> Shard:
     """Those of the patients who have all of the institution's modalities."""
     whole = set(patients).intersection(*(table.ids for table in tables.values()))
     kept = [patient for patient in patients if patient in whole]
     stages = {patient: cohort.stages[patient] for patient in kept}
-    if len(set(stages.values())) < len(STAGES):
+    there = [each for each, its in task.classes.items() if set(its) & set(stages.values())]
+    if len(there) < 2:
         raise StudyDataError(
-            f"{name} would have {len(kept)} patients of {len(set(stages.values()))} stages.",
-            remedy="Take a larger cohort, or one with stage I and II.",
+            f"{name} would have {len(kept)} patients of {len(there)} classes.",
+            remedy="Take a larger cohort, or one with at least two classes of the task.",
             place=cohort.name,
         )
     return Shard(name, cohort.name, {m: _rows(table, kept) for m, table in tables.items()}, stages)

@@ -26,19 +26,20 @@ from institution_node.data import load_institution_data
 from studies.cohorts import Cohort, StudyDataError, find_data, known_cohorts, load_cohorts, write_cohorts
 from studies.ranges import common_columns
 from studies.synthetic import Shape, synthetic
+from studies.tasks import TASKS, Task
 from studies.tcga import (
     COHORTS,
+    FOLDS,
     Federation,
     federate,
     nine_institutions,
-    plan_label,
     plan_modalities,
     write_shards,
 )
 from tests.plans import example_institutions, example_plan
 
 SMALL = Shape(
-    stages=(("BRCA", (40, 120, 20, 3)), ("LUSC", (60, 40, 10, 2)), ("LUAD", (60, 45, 10, 2))),
+    stages=(("BRCA", (40, 120, 20, 3)), ("LUSC", (60, 40, 30, 6)), ("LUAD", (60, 45, 30, 6))),
     genes=30,
     image_features=12,
 )
@@ -71,7 +72,7 @@ def plan_of(federation: Federation) -> Plan:
         Institution(name=shard.name, key=key, modalities=shard.modalities)
         for shard, key in zip(federation.shards, keys, strict=True)
     ]
-    changes = {"modalities": plan_modalities(federation), "institutions": tuple(roster), "label": plan_label()}
+    changes = {"modalities": plan_modalities(federation), "institutions": tuple(roster), "label": federation.task.label}
     return example_plan().model_copy(update=changes)
 
 
@@ -271,3 +272,34 @@ def test_unusable_folders_are_told(tmp_path: Path) -> None:
     few = synthetic(0, replace(SMALL, stages=(("BRCA", (30, 0, 0, 0)),)))
     with pytest.raises(StudyDataError, match="brca-1 would have"):
         federate(few, "real", 0)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_folds_of_a_seed_test_other_patients_and_train_on_the_rest(cohorts: dict[str, Cohort], task: Task) -> None:
+    folds = [federate(cohorts, "synthetic", 3, task=task, fold=fold) for fold in range(FOLDS)]
+    for name, cohort in cohorts.items():
+        tested = [set(f.test[name].stages) for f in folds]
+        assert sum(map(len, tested)) == len(set().union(*tested))
+        wanted = {stage for stages in task.classes.values() for stage in stages}
+        for fold, own in zip(folds, tested, strict=True):
+            dealt = [set(s.stages) for s in fold.shards if s.cohort == name]
+            assert not own & set().union(*dealt)
+            assert {cohort.stages[p] for p in own.union(*dealt)} <= wanted
+            for classes in (own, *dealt):  # every class everywhere
+                assert all({cohort.stages[p] for p in classes} & set(stages) for stages in task.classes.values())
+
+
+def test_the_first_fold_is_what_no_fold_was(cohorts: dict[str, Cohort]) -> None:
+    one, two = federate(cohorts, "synthetic", 3), federate(cohorts, "synthetic", 3, fold=0)
+    assert [s.stages for s in one.shards] == [s.stages for s in two.shards]
+    with pytest.raises(StudyDataError, match="fold"):
+        federate(cohorts, "synthetic", 3, fold=FOLDS)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_task_reads_every_stage_of_its_classes_and_no_other(task: Task) -> None:
+    values = {value: each.name for each in task.label.classes for value in each.values}
+    for name, stages in task.classes.items():
+        for stage, word in zip((1, 2, 3, 4), ("I", "II", "III", "IV"), strict=True):
+            for value in (str(stage), word, f"{word}A"):
+                assert (values.get(value) == name) == (stage in stages)
