@@ -55,7 +55,9 @@ def test_no_two_boxes_of_an_attempt_share_a_key_and_a_nonce(monkeypatch: pytest.
         relayed = world.send_keys()
         world.deal(relayed)
         assert all(world[name].deal(relayed) for name in SIX) if world.attempt.sparse is None else True
-    boxes = sum(len(ShareMessage.decode(s.payload).shares) for d in world.aggregator.shares.values() for s in d.values())
+    boxes = sum(
+        len(ShareMessage.decode(s.payload).shares) for d in world.aggregator.shares.values() for s in d.values()
+    )
     assert len(used) == sum(used.values()) == 2 * boxes
     assert len(ends) == 2 * sum(len(d) for d in world.aggregator.shares.values())  # one key for each pair and direction
 
