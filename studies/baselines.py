@@ -72,10 +72,14 @@ def run_randomness(plan: Plan, seed: int, name: str) -> SeededRandomness:
     return institution_randomness(seed, name).child(f"run/{plan.run}")
 
 
-def patients_of(plan: Plan, federation: Federation, seed: int) -> dict[str, Patients]:
-    """Institution to its patients, divided as in a federated run of this plan's name and seed."""
+def patients_of(
+    plan: Plan, federation: Federation, seed: int, institutions: Sequence[str] | None = None
+) -> dict[str, Patients]:
+    """Institution to its patients, divided as in a federated run of this plan's name and seed; None: all of them."""
     found: dict[str, Patients] = {}
     for shard in federation.shards:
+        if institutions is not None and shard.name not in institutions:
+            continue
         data = institution_data(shard, plan)
         secret = run_randomness(plan, seed, shard.name).child("split").bytes(32)
         rows = split(data, plan.training.validation_fraction, SeededRandomness(secret, "split"))
@@ -103,35 +107,38 @@ def alone(plan: Plan, federation: Federation, seed: int, test: TestPatients) -> 
     Returns:
         Institution to its exported model's predictions of the test patients.
     """
-    found: dict[str, Probabilities] = {}
-    for name, patients in patients_of(plan, federation, seed).items():
-        entry = plan.institution(name)
-        held = names.modalities_of(plan.combination(name))
-        # A column or category of a handful of patients tells nothing, but no floor between institutions applies.
-        floors = FeatureFloors(min_institutions=1, min_patients=max(1, plan.features.rare_category), rare_category=0)
-        own = changed(
-            plan,
-            {
-                "institutions": (entry,),
-                "modalities": tuple(m for m in plan.modalities if m.name in held),
-                "features": floors,
-            },
-        )
-        schema = schema_of(own, {m: patients.training_table(m) for m in held})
-        made = layout(own, schema.widths)
-        features = {m: schema.transform(m, patients.data.tables[m]) for m in held}
-        trainer = LocalTrainer(own, made, name, features, patients.data.labels, patients.training, patients.validation)
+    return {name: alone_at(name, plan, federation, seed, test) for name in plan.roster}
 
-        def train(weights: Weights, eta: float, rng: Randomness, trainer: LocalTrainer = trainer) -> Weights:
-            updates = trainer.train(weights, {}, eta, rng).updates
-            return {component: vector + updates[component] for component, vector in weights.items()}
 
-        def evaluate(weights: Weights, trainer: LocalTrainer = trainer) -> list[Evaluation]:
-            return [trainer.evaluate(weights)]
+def alone_at(name: str, plan: Plan, federation: Federation, seed: int, test: TestPatients) -> Probabilities:
+    """One institution by itself, on its own modalities: its exported model's predictions of the test patients."""
+    patients = patients_of(plan, federation, seed, [name])[name]
+    entry = plan.institution(name)
+    held = names.modalities_of(plan.combination(name))
+    # A column or category of a handful of patients tells nothing, but no floor between institutions applies.
+    floors = FeatureFloors(min_institutions=1, min_patients=max(1, plan.features.rare_category), rare_category=0)
+    own = changed(
+        plan,
+        {
+            "institutions": (entry,),
+            "modalities": tuple(m for m in plan.modalities if m.name in held),
+            "features": floors,
+        },
+    )
+    schema = schema_of(own, {m: patients.training_table(m) for m in held})
+    made = layout(own, schema.widths)
+    features = {m: schema.transform(m, patients.data.tables[m]) for m in held}
+    trainer = LocalTrainer(own, made, name, features, patients.data.labels, patients.training, patients.validation)
 
-        model = _trained(own, made, schema, train, evaluate, run_randomness(plan, seed, name))
-        found[name] = test.predict(model, held)
-    return found
+    def train(weights: Weights, eta: float, rng: Randomness, trainer: LocalTrainer = trainer) -> Weights:
+        updates = trainer.train(weights, {}, eta, rng).updates
+        return {component: vector + updates[component] for component, vector in weights.items()}
+
+    def evaluate(weights: Weights, trainer: LocalTrainer = trainer) -> list[Evaluation]:
+        return [trainer.evaluate(weights)]
+
+    model = _trained(own, made, schema, train, evaluate, run_randomness(plan, seed, name))
+    return test.predict(model, held)
 
 
 def pooled(plan: Plan, federation: Federation, seed: int) -> Model:

@@ -1,0 +1,238 @@
+"""Runs cells: what trains alike in one batch, batches on all processes, each result kept as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from federation.features import FeatureSchema
+from federation.model_archive import Model
+from federation.names import component_kind, component_subset
+from federation.plan import Plan
+from federation.rounds import ComponentDigests
+from studies.baselines import alone_at, cohort_only, constant, pooled
+from studies.cells import Cell, CellResult
+from studies.federation import StudyError
+from studies.lockstep import run_together
+from studies.methods import ALONE, CONSTANT, POOLED
+from studies.plain_rounds import PlainRun, settle
+from studies.recipes import federation
+from studies.scoring import Probabilities, TestPatients
+from studies.settled import Settled
+from studies.simulate import institution_data, institution_randomness
+from studies.store import ResultStore
+from studies.synthetic import TCGA_SHAPE, Shape
+from studies.tasks import TASKS
+from studies.tcga import Federation
+
+TOGETHER: Final = 16
+"""Runs in one batch: more take more memory and save little."""
+
+CURVE: Final = ("accuracy", "balanced_accuracy", "auroc", "macro_f1", "calibration_error")
+
+Progress = Callable[[int, int, Cell], None]
+"""Told how many cells are done, of how many, and the last one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where patients come from; can be sent to other processes.
+
+    Attributes:
+        root: the data folder; None: generated patients.
+        shape: of generated ones.
+    """
+
+    root: Path | None
+    shape: Shape = TCGA_SHAPE
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    source: Source,
+    data: str,
+    store: ResultStore,
+    processes: int = 2,
+    progress: Progress | None = None,
+) -> dict[Cell, CellResult]:
+    """The results of all cells: those that the store has, and the others computed and stored.
+
+    Args:
+        cells: in the order of their importance: what is asked for first is run first.
+        source: of the patients.
+        data: fingerprint of the patients (`studies.recipes.fingerprint`).
+        store: of results.
+        processes: that work at a time; 1: this one alone.
+        progress: told after each computed cell.
+
+    Raises:
+        StudyError: a cell cannot be run, or failed; what was computed before is stored.
+    """
+    found: dict[Cell, CellResult] = {}
+    missing: list[Cell] = []
+    for cell in dict.fromkeys(cells):
+        kept = store.get(cell.description(data))
+        if kept is None:
+            missing.append(cell)
+        else:
+            found[cell] = CellResult.from_json(kept)
+    done = 0
+    for batch, results in _computed(_batches(missing), source, processes):
+        for cell, result in zip(batch, results, strict=True):
+            store.put(cell.description(data), result.to_json())
+            found[cell] = result
+            done += 1
+            if progress is not None:
+                progress(done, len(missing), cell)
+    return {cell: found[cell] for cell in dict.fromkeys(cells)}
+
+
+def _batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+    """Cells that may train together, in the order of the first of each: of one federation, task and training."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        changes = json.loads(cell.changes)
+        shared = {name: changes.get(name) for name in ("model", "training", "modalities")}
+        alike = [cell.recipe, cell.task, cell.rounds, shared, "" if cell.federated else cell.method]
+        groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
+    return [tuple(g[k : k + TOGETHER]) for g in groups.values() for k in range(0, len(g), TOGETHER)]
+
+
+def _computed(
+    batches: Sequence[tuple[Cell, ...]], source: Source, processes: int
+) -> Iterator[tuple[tuple[Cell, ...], list[CellResult]]]:
+    if processes == 1 or len(batches) <= 1:
+        for batch in batches:
+            yield batch, run_batch(batch, source)
+        return
+    context = multiprocessing.get_context("spawn")  # torch and gRPC survive no fork
+    with ProcessPoolExecutor(min(processes, len(batches)), mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(run_batch, batch, source): batch for batch in batches}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+# -- one batch ----------------------------------------------------------------------------------------------------
+
+
+def run_batch(cells: Sequence[Cell], source: Source) -> list[CellResult]:
+    """Runs cells of one batch (`run_cells` makes them) in this process."""
+    if not cells[0].federated:
+        return [_baseline(cell, source) for cell in cells]
+    runs = [_Federated(cell, source) for cell in cells]
+    run_together([r.run for r in runs], lambda k, record: runs[k].take(record))
+    return [r.result() for r in runs]
+
+
+@lru_cache(maxsize=2 * TOGETHER)
+def _split(source: Source, recipe: str, task: str, seed: int, fold: int) -> Federation:
+    return federation(recipe, source.root, TASKS[task], seed, fold, source.shape)
+
+
+@lru_cache(maxsize=2 * TOGETHER)
+def _settled(source: Source, recipe: str, task: str, seed: int, fold: int, plan: bytes) -> Settled:
+    made, own = _split(source, recipe, task, seed, fold), Plan.from_bytes(plan)
+    shards = {shard.name: shard for shard in made.shards}
+    data = {name: institution_data(shards[name], own) for name in own.roster}
+    return settle(own, data, lambda name: institution_randomness(seed, name))
+
+
+class _Federated:
+    """A federated cell under way."""
+
+    def __init__(self, cell: Cell, source: Source) -> None:
+        split = (source, cell.recipe, cell.task, cell.seed, cell.fold)
+        made = _split(*split)
+        self._plan = cell.plan(made)
+        # Round 0 is that of the split's plain plan wherever this plan settles it alike.
+        plain = Cell(cell.recipe, cell.task, "dgb+pcw", cell.seed, cell.fold, 1).plan(made)
+        start = _settled(*split, plain.to_bytes())
+        try:
+            start.check(self._plan)
+        except StudyError:
+            start = _settled(*split, self._plan.to_bytes())
+        self.run = PlainRun(self._plan, start.data, start.randomness, start)
+        self._schema = FeatureSchema.from_bytes(start.schema)
+        self._test = TestPatients.of(made, self._plan)
+        self._curve: list[Mapping[str, float | None]] = []
+        self._losses: list[Mapping[str, Mapping[str, float | None]]] = []
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """A committed round."""
+        state = self.run.state
+        scores = self._test.scores(self._test.predict(self._model(state.components, state.temperatures)))["all"]
+        self._curve.append({name: _rounded(getattr(scores, name)) for name in CURVE})
+        self._losses.append(
+            {
+                subset: {
+                    "training": _rounded(f["training_loss"]),
+                    "validation": _rounded(f["validation_loss"]),
+                    "score": _rounded(f["score"]),
+                    "proximity": _rounded(record["proximity"].get(subset)),
+                }
+                for subset, f in record.get("blending", {}).items()
+            }
+        )
+
+    def result(self) -> CellResult:
+        """Once the run has ended."""
+        state = self.run.state
+        chosen = None if self._plan.evaluation.select == "last" else state.selection.chosen
+        components, temperatures, exported = state.components, state.temperatures, self.run.round - 1
+        if chosen is not None:
+            components, temperatures, exported = chosen.components, chosen.temperatures, chosen.round
+        probabilities = self._test.predict(self._model(components, temperatures))
+        return _result(self._test, probabilities, exported, self._curve, self._losses)
+
+    def _model(self, components: Mapping[str, ComponentDigests], temperatures: Mapping[str, float]) -> Model:
+        content = self.run.content
+        vectors = {n: np.frombuffer(content.open(c.weights).view(), np.dtype("<f4")) for n, c in components.items()}
+        subsets = [component_subset(name) for name in vectors if component_kind(name) == "classifier"]
+        return Model(
+            self._plan, self._schema, vectors, self.run.round - 1, {s: temperatures.get(s, 1.0) for s in subsets}
+        )
+
+
+def _baseline(cell: Cell, source: Source) -> CellResult:
+    made = _split(source, cell.recipe, cell.task, cell.seed, cell.fold)
+    plan = cell.plan(made)
+    test = TestPatients.of(made, plan)
+    method, _, institution = cell.method.partition("/")
+    if method == ALONE:
+        return _result(test, alone_at(institution, plan, made, cell.seed, test), 0)
+    if cell.method == POOLED:
+        model = pooled(plan, made, cell.seed)
+        return _result(test, test.predict(model), model.round)
+    return _result(test, (constant if cell.method == CONSTANT else cohort_only)(plan, made, test), 0)
+
+
+def _result(
+    test: TestPatients,
+    probabilities: Probabilities,
+    exported: int,
+    curve: Sequence[Mapping[str, float | None]] = (),
+    losses: Sequence[Mapping[str, Mapping[str, float | None]]] = (),
+) -> CellResult:
+    rows = tuple(tuple(round(float(p), 6) for p in row) for row in probabilities)
+    return CellResult(test.ids, test.cohorts, tuple(test.labels.tolist()), rows, exported, tuple(curve), tuple(losses))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
