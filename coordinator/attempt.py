@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from consilium.v1 import round_pb2 as pb
+from consilium.v1 import service_pb2 as sv
 
 from coordinator.folding import FoldJob
 from coordinator.observer import Observer
 from coordinator.outcome import RoundOutcome, fold_job, folded_openings
 from coordinator.state import RunState
 from coordinator.store import POINT_KINDS, Point
+from coordinator.told import Told
 from federation.plan import Plan
 from federation.rounds import UPDATES, RoundError, consumed
 from federation.vectors import Spool
@@ -51,6 +53,7 @@ class Attempt:
         fruitless: openings that did not suffice to unmask the current sum.
         folded: part to the digest of the current sum's opened words, while the model that follows is to come.
         entered: who has nothing to upload for the current sum and was seen to have turned to it.
+        told: directives of the phase in which it is.
     """
 
     number: int
@@ -63,6 +66,7 @@ class Attempt:
     fruitless: int = 0
     folded: Mapping[str, str] = field(default_factory=dict)
     entered: set[str] = field(default_factory=set)
+    told: Told[sv.Directive] = field(default_factory=Told)
 
     @property
     def opened(self) -> list[bytes]:

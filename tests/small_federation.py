@@ -236,6 +236,7 @@ class TappedLink(MemoryLink):
         lie = self._federation.lie
         if lie is not None:
             kind, content = directive.WhichOneof("kind"), directive.SerializeToString(deterministic=True)
+            directive = pb.Directive.FromString(content)  # the coordinator's own is told to others as well
             lie(self._name, directive)
             if directive.SerializeToString(deterministic=True) != content:
                 directive.serial ^= 1

@@ -203,6 +203,36 @@ def test_serials_follow_content_and_start() -> None:
     assert table.told(NAMES[0]).serial != once.serial
 
 
+def test_however_often_institutions_ask_a_directive_is_made_once_a_phase() -> None:
+    table = Table()
+    held: list[pb.Directive] = []  # what is held cannot be made anew at the same address
+
+    def made() -> int:
+        before = len(held)
+        held.extend(table.told(name) for _ in range(3) for name in NAMES)
+        return len({id(each) for each in held[before:]})
+
+    for each, kind in ((1, "make_keys"), (1, "deal_shares"), (len(NAMES), "contribute"), (1, "sign_list")):
+        assert (made(), table.kinds()) == (each, {kind})
+        table.act(NAMES[0])
+        assert made() == (each + 1 if kind in ("make_keys", "deal_shares") else each)  # and one that says: wait
+        if kind != "sign_list":
+            table.all_act(NAMES[0])
+    for name in NAMES[1 : PLAN.secure_sum.threshold]:
+        table.act(name)
+    assert (made(), table.kinds()) == (1, {"open_shares"})
+
+
+def test_what_an_attempt_told_is_not_told_by_the_next() -> None:
+    table = Table()
+    first = table.told(NAMES[0])
+    table.act(NAMES[0])
+    table.pass_time(PLAN.deadlines.keys + 1)  # one key message is too few
+    second = table.told(NAMES[1])
+    assert second.make_keys.attempt == first.make_keys.attempt + 1
+    assert second.serial != first.serial
+
+
 def test_refused_and_ended() -> None:
     table = Table()
     table.run.enrol(NAMES[4], "print", "unknown-plan", NOW)
