@@ -322,7 +322,13 @@ class Blending(PlanTable):
 class Proximity(PlanTable):
     """PCW, proximity-aware client weighting (METHOD.md)."""
 
-    kind: Annotated[Literal["cosine", "inner", "size"], about("`size`: PCW off, weights by patients.")] = "cosine"
+    kind: Annotated[
+        Literal["cosine", "inner", "size"],
+        about(
+            "`size`: PCW off, weights by patients. `inner`, the paper's, only with a coordinator that does not lie: by "
+            "an invented sum it could have the losses of one institution alone, whose modalities are nobody else's."
+        ),
+    ] = "cosine"
     floor: Annotated[Number, Range(0, 1), about("p_floor: smallest p_i of `cosine`.")] = 0.05
     bound: Annotated[Number, Range(0, 1e6, above=True), about("Largest p_i of `inner`.")] = 10.0
     loss_max: Annotated[

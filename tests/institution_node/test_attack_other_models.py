@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from coordinator.folding import UpdateSettings, _advance
 from federation import statistics
 from federation.fixed_point import encode_update, weight_vector
 from federation.losses import LossSums
+from federation.proximity import ProximitySettings, component_dots, proximity
 from federation.rounds import ComponentDigests, opened_by
 from federation.settings import model_encoding, optimiser_settings, proximity_settings
 from federation.setup import feature_encoding
@@ -22,7 +23,7 @@ from institution_node.trainer import Trajectory
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part
 from tests.institution_node.lied_to import VICTIM, started, until
-from tests.small_federation import RecordingRun, SmallFederation
+from tests.small_federation import RecordingRun, SmallFederation, finished, small_plan
 
 Weights = dict[str, np.ndarray]
 
@@ -286,3 +287,30 @@ def test_losses_at_a_model_of_its_own_are_not_what_the_next_change_is_counted_fr
     for subset, loss in before.items():
         sums = sent(work, subset)
         assert abs((sums.training - sums.training_delta) / sums.weight - loss) < 1e-5
+
+
+def preferred(federation: SmallFederation, kind: Literal["cosine", "inner"]) -> list[str]:
+    """Whose losses for `image` weigh more than a hundredth of the most, where the coordinator says that the encoders
+    went the way that they went, but backwards for those modalities that others have beside `image`."""
+    signs = {"encoder/image": 1.0, "encoder/clinical": -10.0, "encoder/mrna": -10.0}
+    sums: dict[str, np.ndarray] = {}
+    sent = {name: federation.recorded[name][1, "updates"] for name in federation.plan.roster}
+    for kept in sent.values():
+        for name, alpha in kept.alphas.items():
+            sums[name] = sums.get(name, np.float32(0.0)) + np.float32(alpha) * kept.updates[name]
+    weights: dict[str, float] = {}
+    for institution, kept in sent.items():
+        if "classifier/image" in kept.alphas:
+            told = {name: np.float32(signs.get(name, 0.0)) * sums[name] for name in kept.alphas}
+            dots = {name: component_dots(kept.updates[name], told[name]) for name in kept.alphas}
+            subset = ("encoder/image", "classifier/image")
+            weights[institution] = proximity(ProximitySettings(kind), dots, kept.alphas, subset, 0.0)
+    return [institution for institution, p in weights.items() if p > max(weights.values()) / 100]
+
+
+def test_an_invented_sum_leaves_nobody_s_losses_alone_but_with_the_paper_s_proximity() -> None:
+    """docs/threat-model.md, "The opened sum is the coordinator's word"."""
+    federation = finished(small_plan(9, rounds=1))
+    holders = [n for n in federation.plan.roster if "image" in federation.plan.institution(n).modalities]
+    assert preferred(federation, "cosine") == holders
+    assert preferred(federation, "inner") == ["lusc-3"]  # the only one with images alone
