@@ -21,11 +21,21 @@ from federation.rounds import UPDATES, RoundError, consumed
 from federation.vectors import Spool
 from security.ckks.aggregator import make_aggregator
 from security.secure_sum import spec
-from security.secure_sum.errors import BadShareError, StaleAttemptError, TooFewMembersError, TranscriptError
+from security.secure_sum.complaints import check_complaint
+from security.secure_sum.errors import (
+    BadShareError,
+    OutOfPhaseError,
+    StaleAttemptError,
+    TooFewMembersError,
+    TranscriptError,
+)
 from security.secure_sum.journal import JournalledAggregator, restore
+from security.secure_sum.messages import Signed
 from security.secure_sum.phases import BEFORE_SUMS, AggregatorPhase
 
-_PASSING: Final = frozenset({"withdrawn", "node-stopped", "restart"})
+DISPUTED: Final = "disputed-shares"
+"""Code of an attempt that too few hold a good share of somebody for, and of who sits the next one out for it."""
+_PASSING: Final = frozenset({"withdrawn", "node-stopped", "restart", DISPUTED})
 """What an institution says that is well again in the next attempt."""
 _STALE: Final = frozenset({StaleAttemptError.code})
 _REFUSED: Final = frozenset({TranscriptError.code, RoundError.code})
@@ -54,6 +64,9 @@ class Attempt:
         folded: part to the digest of the current sum's opened words, while the model that follows is to come.
         entered: who has nothing to upload for the current sum and was seen to have turned to it.
         told: directives of the phase in which it is.
+        complaints: of shareholders about shares that they were dealt.
+        disputed: (complainer, dealer) of all of them.
+        convicted: who dealt shares that do not give back what it committed to, by code.
     """
 
     number: int
@@ -67,6 +80,9 @@ class Attempt:
     folded: Mapping[str, str] = field(default_factory=dict)
     entered: set[str] = field(default_factory=set)
     told: Told[sv.Directive] = field(default_factory=Told)
+    complaints: dict[str, Signed] = field(default_factory=dict)
+    disputed: set[tuple[str, str]] = field(default_factory=set)
+    convicted: dict[str, str] = field(default_factory=dict)
 
     @property
     def opened(self) -> list[bytes]:
@@ -150,6 +166,35 @@ class Attempt:
         machine = self.machine
         return bool(self.folded) or (machine.openable and len(machine.current.openings) > self.fruitless)
 
+    # -- complaints ---------------------------------------------------------------------------------------------
+
+    def take_complaint(self, signed: Signed) -> tuple[str, ...]:
+        """Takes one shareholder's complaint; the same again changes nothing.
+
+        Returns:
+            The dealers whom it had not complained of before.
+
+        Raises:
+            OutOfPhaseError: nothing is uploaded now: it is too early, or too late.
+            As `check_complaint`.
+        """
+        machine = self.machine
+        if machine.phase is not AggregatorPhase.UPLOADS:
+            raise OutOfPhaseError("complaints are taken while vectors are uploaded.", remedy="Ask what is next.")
+        relayed = {dealer: machine.shares[dealer] for dealer in machine.cohort}
+        complaint = check_complaint(machine.attempt, signed, relayed, self.complaints.get(signed.signer))
+        self.complaints.setdefault(signed.signer, signed)
+        pairs = {(signed.signer, dealer) for dealer in complaint.refused} - self.disputed
+        self.disputed |= pairs
+        return tuple(sorted(dealer for _, dealer in pairs))
+
+    def holders(self, dealer: str) -> int:
+        """How many may still open a share of this dealer's secrets."""
+        graph = self.machine.graph
+        assert graph is not None
+        refuse = {complainer for complainer, accused in self.disputed if accused == dealer}
+        return len(set(graph.shareholders(dealer)) - refuse - self.withdrawn.keys())
+
     # -- what withdrawals say -----------------------------------------------------------------------------------
 
     def stale(self) -> bool:
@@ -192,6 +237,8 @@ class Attempt:
             openings = folded_openings(machine) if self.folded else machine.unmask()
         except (BadShareError, TooFewMembersError) as error:
             self.fruitless = len(machine.current.openings)  # more may come until the deadline
+            if isinstance(error, BadShareError):
+                self.convicted.update(dict.fromkeys(error.culprits, error.code))
             observer.blamed(error.culprits, error.code)
             return None
         job = fold_job(plan, machine, openings, self.folded, spool, run, state, self.outcome)

@@ -42,7 +42,8 @@ def directive_for(run: Run, institution: str, boot: bytes, model: str = "") -> p
     if attempt is None or institution not in run.enrolled:
         return _with_serial(_wait(ENROLMENT), boot)
     step = _step(attempt, institution)
-    own = institution if step is _contribute else ""  # everybody else is told the same in one phase
+    # Everybody else is told the same in one phase.
+    own = (institution, institution in attempt.complaints) if step is _contribute else None
     return attempt.told.once(attempt.place, (boot, step, own), lambda: _with_serial(step(attempt, institution), boot))
 
 
@@ -55,7 +56,7 @@ def _with_serial(directive: pb.Directive, boot: bytes) -> pb.Directive:
 
 def _step(attempt: Attempt, institution: str) -> _Step:
     """What makes the institution's directive. What it says must follow from the attempt's place alone, and, for
-    `_contribute`, from the institution: it is made once."""
+    `_contribute`, from the institution and whether it complained: it is made once."""
     machine, phase = attempt.machine, attempt.machine.phase
     if institution in attempt.withdrawn:
         return _wait_for_others
@@ -100,6 +101,7 @@ def _contribute(attempt: Attempt, institution: str) -> pb.Directive:
         cohort=sorted(machine.cohort),
         shares=[s.to_proto() for s in machine.shares_for(institution)],
         opened=attempt.opened,
+        complained=institution in attempt.complaints,
     )
     if machine.encryption_key is not None:
         contribute.encryption_key.CopyFrom(machine.encryption_key.to_proto())

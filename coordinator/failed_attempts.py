@@ -41,5 +41,6 @@ def after_failure(attempt: Attempt, round_: int, burnt: int, code: str) -> Next:
             return Next("fail", f"too many institutions cannot take part in round {round_} ({cause})")
         return Next("again")
     if round_ == 0:
-        return Next("fail", f"the run's first sums could not be opened ({code}); start a new run")
+        names = "".join(f" by {name}" for name in sorted(attempt.convicted))
+        return Next("fail", f"the run's first sums could not be opened ({code}{names}); start a new run")
     return Next("commit" if attempt.opened else "burn")  # where sum A is open it stands; its losses are left out

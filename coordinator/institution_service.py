@@ -116,6 +116,8 @@ class InstitutionService(InstitutionServiceServicer):
                     dealt = request.shares
                     key = _signed(dealt.encryption_key, identity) if dealt.HasField("encryption_key") else None
                     run.take_shares(identity.name, shares, now, key)
+                case "complaint":
+                    run.take_complaint(_signed(request.complaint, identity), now)
                 case "signature":
                     run.take_signature(_signed(request.signature, identity), now)
                 case "opening":

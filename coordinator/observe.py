@@ -136,6 +136,17 @@ class RunObserver(Observer):
         self._log.warning("blamed", culprits=culprits, code=code)
         self._recorder.audit("institution-blamed", culprits=culprits, reason=code, plan=self._run)
 
+    def complained(self, institution: str, dealer: str) -> None:
+        """See `Observer`."""
+        self._metrics.add(m.REFUSALS, reason="share-complaint")
+        self.event("share-complaint", institution=institution, dealer=dealer)
+        self._recorder.audit("share-complaint", institution=institution, dealer=dealer, plan=self._run)
+
+    def expelled(self, institution: str, code: str) -> None:
+        """See `Observer`."""
+        self.event("expelled", institution=institution, reason=code)
+        self.blamed((institution,), code)
+
     def fold_took(self, seconds: float) -> None:
         """The next sum to be told `opened` took this long to add and unmask."""
         self._fold_seconds = seconds

@@ -36,6 +36,12 @@ class Observer:
     def blamed(self, culprits: tuple[str, ...], code: str) -> None:
         """Shares or messages convict somebody."""
 
+    def complained(self, institution: str, dealer: str) -> None:
+        """An institution says that the shares that another dealt it do not open: one of the two lies."""
+
+    def expelled(self, institution: str, code: str) -> None:
+        """An institution is proven to have lied, and takes no further part in the run."""
+
     def opened(self, job: FoldJob, masked_words: int) -> None:
         """A sum was opened."""
 

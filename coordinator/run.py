@@ -8,10 +8,12 @@ sum's life: survivor list signed, sum opened, round committed (DESIGN.md, "State
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-from coordinator.attempt import Attempt
+from coordinator.attempt import DISPUTED, Attempt
+from coordinator.disputes import EXPELLED, Disputes
 from coordinator.errors import NotEnrolledError, RunEndedError
 from coordinator.failed_attempts import after_failure
 from coordinator.folding import FoldJob, FoldResult
@@ -66,6 +68,7 @@ class Run:
         self.seen: dict[str, datetime] = {}
         self.status, self.reason = "enrolling", ""
         self.began = now
+        self.disputes = Disputes(self.plan.secure_sum.max_colluders)
         self._clock = PhaseClock(now)
         self._burnt = 0
         self._waiting_attempt = 0  # number of the attempt that begins once the disk has room for it; 0: none
@@ -103,7 +106,9 @@ class Run:
         row = store.run(run.key)
         run.began = row.created_at
         run.round = row.round
-        run.enrolled = {e.institution: e.reason for e in store.enrolments(run.key)}
+        standings = store.enrolments(run.key)
+        run.disputes.expelled = {e.institution: e.reason for e in standings if e.status == EXPELLED}
+        run.enrolled = {e.institution: "" if e.status == EXPELLED else e.reason for e in standings}
         if row.status in ENDED:
             run.status, run.reason = row.status, row.reason
         committed = store.latest_state(run.key)
@@ -144,7 +149,7 @@ class Run:
                 f"{institution!r} is not in this run's roster.", remedy="Ask the operator for a plan."
             )
         self.seen[institution] = now
-        if self.enrolled.get(institution) != refusal:
+        if self.enrolled.get(institution) != refusal and institution not in self.disputes.expelled:
             self.enrolled[institution] = refusal
             status = "refused" if refusal else "enrolled"
             self._store.enrol(self.key, institution, fingerprint, status, refusal, now)
@@ -153,6 +158,8 @@ class Run:
 
     def excluded(self, institution: str) -> str:
         """Why an institution takes no part; empty: it does."""
+        if institution in self.disputes.expelled:
+            return f"expelled: {self.disputes.expelled[institution]}"
         if self.enrolled.get(institution, ""):
             return f"refused: {self.enrolled[institution]}"
         setup = self.state.setup
@@ -205,6 +212,26 @@ class Run:
         """One dealer's share messages, and its encryption key; see `Aggregator.take_shares` for the errors."""
         self._attempt_for(sender).machine.take_shares(sender, messages, key)
         self.tick(now)
+
+    def take_complaint(self, signed: Signed, now: datetime) -> None:
+        """A complaint about dealt shares; see `Attempt.take_complaint` for the errors."""
+        dealers = self._attempt_for(signed.signer).take_complaint(signed)
+        for dealer in dealers:
+            self._observer.complained(signed.signer, dealer)
+        self._expel(self.disputes.add(signed.signer, dealers), now)
+        self.tick(now)
+
+    def _expel(self, culprits: Mapping[str, str], now: datetime) -> None:
+        """Leaves proven liars out of the rest of the run, durably."""
+        fingerprints = {e.institution: e.fingerprint for e in self._store.enrolments(self.key)} if culprits else {}
+        for institution, code in sorted(culprits.items()):
+            if institution in self.disputes.expelled:
+                continue
+            self._store.enrol(self.key, institution, fingerprints.get(institution, ""), EXPELLED, code, now)
+            self.disputes.expelled[institution] = code
+            if self.attempt is not None:
+                self.attempt.withdrawn.setdefault(institution, code)
+            self._observer.expelled(institution, code)
 
     def take_signature(self, signed: Signed, now: datetime) -> None:
         """A signature of the survivor list; see `Aggregator.take_signature` for the errors."""
@@ -306,7 +333,9 @@ class Run:
                     attempt.begin_sum()
             case AggregatorPhase.UPLOADS:
                 over = attempt.uploads_complete() or self._clock.late(now, deadlines.upload)
-                if machine.current.transcript and over:
+                if stop := self.disputes.stop(attempt):
+                    self._fail_attempt(attempt, stop, now)
+                elif machine.current.transcript and over:
                     self._drop(attempt, machine.current.name, machine.uploaders() - machine.current.completed)
                     machine.close_uploads()
                     attempt.signed_once = True
@@ -377,10 +406,13 @@ class Run:
         start = self.state.round_start(self.id, self.round)
         machine = make_aggregator(self.cohorts.attempt(self._context(start, number), sums))
         self.attempt = Attempt(number, start, machine, RoundOutcome(self.cohorts, self.content, sums, self.state))
+        self.attempt.withdrawn.update(dict.fromkeys(self.disputes.sitting, DISPUTED))
+        self.disputes.sitting = frozenset()
         self._entered(now)
 
     def _fail_attempt(self, attempt: Attempt, code: str, now: datetime) -> None:
         """What cannot go on is tried again, or its round number is burnt."""
+        self._expel(attempt.convicted, now)
         self._observer.attempt_failed(self.round, attempt.number, code)
         following = after_failure(attempt, self.round, self._burnt, code)
         match following.step:

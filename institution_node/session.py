@@ -209,6 +209,8 @@ class Session:
             member.accept(list(m.cohort), [Signed.from_proto(s) for s in m.shares], key)
             if member.complaints:
                 self._watcher.complained(member.complaints)
+        if member.complaint is not None and not m.complained:  # first: it may save everybody the attempt
+            return Reply(pb.SubmitRequest(run=self.run, complaint=member.complaint.to_proto()))
         self._follow(list(m.opened))
         which = next((s for s in self._sums if s.name == m.sum), None)
         if which is None or self._sums.index(which) != len(self._opened):

@@ -117,6 +117,8 @@ class MemoryLink:
                 dealt = request.shares
                 key = Signed.from_proto(dealt.encryption_key) if dealt.HasField("encryption_key") else None
                 run.take_shares(self._institution, [Signed.from_proto(m) for m in dealt.messages], now, key)
+            case "complaint":
+                run.take_complaint(Signed.from_proto(request.complaint), now)
             case "signature":
                 run.take_signature(Signed.from_proto(request.signature), now)
             case "opening":

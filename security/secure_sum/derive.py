@@ -20,6 +20,7 @@ _PREFIX: Final = "consilium/v1/secure-sum/"
 
 TAG_KEYS: Final = _PREFIX + "keys"
 TAG_SHARES: Final = _PREFIX + "shares"
+TAG_COMPLAINT: Final = _PREFIX + "complaint"
 TAG_UPLOAD: Final = _PREFIX + "upload"
 TAG_LIST: Final = _PREFIX + "survivor-list"
 TAG_OPENING: Final = _PREFIX + "opening"

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from security.errors import ProtocolError
 from security.privacy.randomness import Randomness
 from security.secure_sum import derive
+from security.secure_sum.complaints import Complaint
 from security.secure_sum.errors import (
     BadShareError,
     ContradictoryListError,
@@ -89,6 +90,7 @@ class Member:
         self.name = name
         self.phase = MemberPhase.NEW
         self.complaints: tuple[ProtocolError, ...] = ()
+        self.complaint: Signed | None = None  # about the same, for the coordinator
         self._identity = identity
         self._randomness = randomness
         self._secrets: Secrets | None = None
@@ -212,7 +214,7 @@ class Member:
         """Takes the shares that the cohort dealt to this institution. The cohort is fixed from here on.
 
         A share that does not open or does not match its commitment is no reason to stop, `threshold` others hold the
-        rest: its dealer is named in `complaints` and nothing of it will be opened here.
+        rest: its dealer is named in `complaints`, and to the coordinator in `complaint`; nothing of it is opened here.
 
         Args:
             cohort: who dealt to all its shareholders, by the coordinator's word; it goes into every mask and every
@@ -239,6 +241,7 @@ class Member:
         assert self._secrets is not None
         held: dict[tuple[str, PartId], HeldShares] = {}
         complaints: list[ProtocolError] = []
+        refused: list[Signed] = []
         for envelope in relayed:
             # A share that opens is its dealer's: nobody else has the key of its box. Signatures are for the others.
             message = open_message(self.attempt, envelope, ShareMessage.decode)
@@ -254,6 +257,10 @@ class Member:
             except (BadShareError, MalformedMessageError) as error:
                 check_signed(self.attempt, envelope, derive.TAG_SHARES)  # nobody is named without proof
                 complaints.append(error)
+                refused.append(envelope)
+        if refused:
+            about = Complaint.about(self.attempt.context, self.name, refused)
+            self.complaint = self._sign(derive.TAG_COMPLAINT, about.encode())
         self._secrets.held.update(held)
         self.complaints, self._cohort, self.phase = tuple(complaints), members, after
 

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onsilium/v1/secure_sum.proto\x12\x0c\x63onsilium.v1\"C\n\rSignedMessage\x12\x0e\n\x06signer\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"^\n\nSumContext\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\x0c\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0f\n\x07opening\x18\x05 \x01(\x0c\"\x9a\x01\n\nKeyMessage\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x11\n\tshare_key\x18\x03 \x01(\x0c\x12$\n\x05parts\x18\x04 \x03(\x0b\x32\x15.consilium.v1.PartKey\x12\x18\n\x10graph_commitment\x18\x05 \x01(\x0c\"\'\n\x06Reveal\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"Q\n\x07PartKey\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\"\x9b\x01\n\x0cShareMessage\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x10\n\x08receiver\x18\x03 \x01(\t\x12\x13\n\x0bkeys_digest\x18\x04 \x01(\x0c\x12)\n\x06shares\x18\x05 \x03(\x0b\x32\x19.consilium.v1.SealedShare\"r\n\x0bSealedShare\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x0b\n\x03\x62ox\x18\x03 \x01(\x0c\x12\x1d\n\x15seed_share_commitment\x18\x04 \x01(\x0c\x12\x1c\n\x14key_share_commitment\x18\x05 \x01(\x0c\"\xb2\x01\n\rEncryptionKey\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x13\n\x0bkeys_digest\x18\x03 \x01(\x0c\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\x12\x15\n\rsealed_secret\x18\x05 \x01(\x0c\x12&\n\x05\x62oxes\x18\x06 \x03(\x0b\x32\x17.consilium.v1.SealedKey\"*\n\tSealedKey\x12\x10\n\x08receiver\x18\x01 \x01(\t\x12\x0b\n\x03\x62ox\x18\x02 \x01(\x0c\"\x90\x01\n\x0cUploadHeader\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x12\n\ntranscript\x18\x04 \x01(\x0c\x12\x0e\n\x06length\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ontent_hash\x18\x06 \x01(\x0c\"\x98\x01\n\x0cSurvivorList\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x12\n\ntranscript\x18\x03 \x01(\x0c\x12\r\n\x05\x61live\x18\x04 \x03(\t\x12\x0c\n\x04gone\x18\x05 \x03(\t\x12\x0f\n\x07uploads\x18\x06 \x03(\x0c\x12\x0e\n\x06hashes\x18\x07 \x03(\x0c\"\x91\x01\n\x07Opening\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x13\n\x0blist_digest\x18\x04 \x01(\x0c\x12)\n\x06shares\x18\x05 \x03(\x0b\x32\x19.consilium.v1.OpenedShare\"a\n\x0bOpenedShare\x12\x0e\n\x06victim\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.consilium.v1.ShareKind\x12\r\n\x05share\x18\x04 \x01(\x0c\"\x95\x01\n\nDecryption\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x13\n\x0blist_digest\x18\x04 \x01(\x0c\x12*\n\x05parts\x18\x05 \x03(\x0b\x32\x1b.consilium.v1.DecryptedPart\",\n\rDecryptedPart\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x01(\x0c\"=\n\x0e\x41ttemptJournal\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.consilium.v1.JournalEntry\"\xf8\x04\n\x0cJournalEntry\x12+\n\x04keys\x18\x01 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12-\n\nclose_keys\x18\x02 \x01(\x0b\x32\x17.consilium.v1.CloseKeysH\x00\x12+\n\x06shares\x18\x03 \x01(\x0b\x32\x19.consilium.v1.DealtSharesH\x00\x12\x31\n\x0c\x63lose_shares\x18\x04 \x01(\x0b\x32\x19.consilium.v1.CloseSharesH\x00\x12+\n\tbegin_sum\x18\x05 \x01(\x0b\x32\x16.consilium.v1.BeginSumH\x00\x12-\n\x06upload\x18\x06 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12\x33\n\rclose_uploads\x18\x07 \x01(\x0b\x32\x1a.consilium.v1.CloseUploadsH\x00\x12\x30\n\tsignature\x18\x08 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12&\n\x06\x64\x65\x63ide\x18\t \x01(\x0b\x32\x14.consilium.v1.DecideH\x00\x12.\n\x07opening\x18\n \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12+\n\tclose_sum\x18\x0b \x01(\x0b\x32\x16.consilium.v1.CloseSumH\x00\x12&\n\x06reveal\x18\x0c \x01(\x0b\x32\x14.consilium.v1.RevealH\x00\x12\x33\n\rclose_reveals\x18\r \x01(\x0b\x32\x1a.consilium.v1.CloseRevealsH\x00\x42\x07\n\x05\x65ntry\"\x0b\n\tCloseKeys\"\x0e\n\x0c\x43loseReveals\"\x81\x01\n\x0b\x44\x65\x61ltShares\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12-\n\x08messages\x18\x02 \x03(\x0b\x32\x1b.consilium.v1.SignedMessage\x12\x33\n\x0e\x65ncryption_key\x18\x03 \x01(\x0b\x32\x1b.consilium.v1.SignedMessage\"\r\n\x0b\x43loseShares\"\x1c\n\x08\x42\x65ginSum\x12\x10\n\x08\x63onsumed\x18\x01 \x01(\x0c\"\x0e\n\x0c\x43loseUploads\"\x08\n\x06\x44\x65\x63ide\"\n\n\x08\x43loseSum*U\n\tShareKind\x12\x1a\n\x16SHARE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSHARE_KIND_SEED\x10\x01\x12\x17\n\x13SHARE_KIND_MASK_KEY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onsilium/v1/secure_sum.proto\x12\x0c\x63onsilium.v1\"C\n\rSignedMessage\x12\x0e\n\x06signer\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"^\n\nSumContext\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\x0c\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0f\n\x07opening\x18\x05 \x01(\x0c\"\x9a\x01\n\nKeyMessage\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x11\n\tshare_key\x18\x03 \x01(\x0c\x12$\n\x05parts\x18\x04 \x03(\x0b\x32\x15.consilium.v1.PartKey\x12\x18\n\x10graph_commitment\x18\x05 \x01(\x0c\"\'\n\x06Reveal\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"Q\n\x07PartKey\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x17\n\x0fseed_commitment\x18\x04 \x01(\x0c\"\x9b\x01\n\x0cShareMessage\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x10\n\x08receiver\x18\x03 \x01(\t\x12\x13\n\x0bkeys_digest\x18\x04 \x01(\x0c\x12)\n\x06shares\x18\x05 \x03(\x0b\x32\x19.consilium.v1.SealedShare\"r\n\x0bSealedShare\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\x0b\n\x03\x62ox\x18\x03 \x01(\x0c\x12\x1d\n\x15seed_share_commitment\x18\x04 \x01(\x0c\x12\x1c\n\x14key_share_commitment\x18\x05 \x01(\x0c\"t\n\tComplaint\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12,\n\x07refused\x18\x03 \x03(\x0b\x32\x1b.consilium.v1.RefusedShares\"/\n\rRefusedShares\x12\x0e\n\x06\x64\x65\x61ler\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"\xb2\x01\n\rEncryptionKey\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x13\n\x0bkeys_digest\x18\x03 \x01(\x0c\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\x12\x15\n\rsealed_secret\x18\x05 \x01(\x0c\x12&\n\x05\x62oxes\x18\x06 \x03(\x0b\x32\x17.consilium.v1.SealedKey\"*\n\tSealedKey\x12\x10\n\x08receiver\x18\x01 \x01(\t\x12\x0b\n\x03\x62ox\x18\x02 \x01(\x0c\"\x90\x01\n\x0cUploadHeader\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x12\n\ntranscript\x18\x04 \x01(\x0c\x12\x0e\n\x06length\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ontent_hash\x18\x06 \x01(\x0c\"\x98\x01\n\x0cSurvivorList\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x12\n\ntranscript\x18\x03 \x01(\x0c\x12\r\n\x05\x61live\x18\x04 \x03(\t\x12\x0c\n\x04gone\x18\x05 \x03(\t\x12\x0f\n\x07uploads\x18\x06 \x03(\x0c\x12\x0e\n\x06hashes\x18\x07 \x03(\x0c\"\x91\x01\n\x07Opening\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x13\n\x0blist_digest\x18\x04 \x01(\x0c\x12)\n\x06shares\x18\x05 \x03(\x0b\x32\x19.consilium.v1.OpenedShare\"a\n\x0bOpenedShare\x12\x0e\n\x06victim\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12%\n\x04kind\x18\x03 \x01(\x0e\x32\x17.consilium.v1.ShareKind\x12\r\n\x05share\x18\x04 \x01(\x0c\"\x95\x01\n\nDecryption\x12)\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x18.consilium.v1.SumContext\x12\x0b\n\x03sum\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x13\n\x0blist_digest\x18\x04 \x01(\x0c\x12*\n\x05parts\x18\x05 \x03(\x0b\x32\x1b.consilium.v1.DecryptedPart\",\n\rDecryptedPart\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x01(\x0c\"=\n\x0e\x41ttemptJournal\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.consilium.v1.JournalEntry\"\xf8\x04\n\x0cJournalEntry\x12+\n\x04keys\x18\x01 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12-\n\nclose_keys\x18\x02 \x01(\x0b\x32\x17.consilium.v1.CloseKeysH\x00\x12+\n\x06shares\x18\x03 \x01(\x0b\x32\x19.consilium.v1.DealtSharesH\x00\x12\x31\n\x0c\x63lose_shares\x18\x04 \x01(\x0b\x32\x19.consilium.v1.CloseSharesH\x00\x12+\n\tbegin_sum\x18\x05 \x01(\x0b\x32\x16.consilium.v1.BeginSumH\x00\x12-\n\x06upload\x18\x06 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12\x33\n\rclose_uploads\x18\x07 \x01(\x0b\x32\x1a.consilium.v1.CloseUploadsH\x00\x12\x30\n\tsignature\x18\x08 \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12&\n\x06\x64\x65\x63ide\x18\t \x01(\x0b\x32\x14.consilium.v1.DecideH\x00\x12.\n\x07opening\x18\n \x01(\x0b\x32\x1b.consilium.v1.SignedMessageH\x00\x12+\n\tclose_sum\x18\x0b \x01(\x0b\x32\x16.consilium.v1.CloseSumH\x00\x12&\n\x06reveal\x18\x0c \x01(\x0b\x32\x14.consilium.v1.RevealH\x00\x12\x33\n\rclose_reveals\x18\r \x01(\x0b\x32\x1a.consilium.v1.CloseRevealsH\x00\x42\x07\n\x05\x65ntry\"\x0b\n\tCloseKeys\"\x0e\n\x0c\x43loseReveals\"\x81\x01\n\x0b\x44\x65\x61ltShares\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12-\n\x08messages\x18\x02 \x03(\x0b\x32\x1b.consilium.v1.SignedMessage\x12\x33\n\x0e\x65ncryption_key\x18\x03 \x01(\x0b\x32\x1b.consilium.v1.SignedMessage\"\r\n\x0b\x43loseShares\"\x1c\n\x08\x42\x65ginSum\x12\x10\n\x08\x63onsumed\x18\x01 \x01(\x0c\"\x0e\n\x0c\x43loseUploads\"\x08\n\x06\x44\x65\x63ide\"\n\n\x08\x43loseSum*U\n\tShareKind\x12\x1a\n\x16SHARE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fSHARE_KIND_SEED\x10\x01\x12\x17\n\x13SHARE_KIND_MASK_KEY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'consilium.v1.secure_sum_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHAREKIND']._serialized_start=2681
-  _globals['_SHAREKIND']._serialized_end=2766
+  _globals['_SHAREKIND']._serialized_start=2848
+  _globals['_SHAREKIND']._serialized_end=2933
   _globals['_SIGNEDMESSAGE']._serialized_start=47
   _globals['_SIGNEDMESSAGE']._serialized_end=114
   _globals['_SUMCONTEXT']._serialized_start=116
@@ -47,40 +47,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHAREMESSAGE']._serialized_end=649
   _globals['_SEALEDSHARE']._serialized_start=651
   _globals['_SEALEDSHARE']._serialized_end=765
-  _globals['_ENCRYPTIONKEY']._serialized_start=768
-  _globals['_ENCRYPTIONKEY']._serialized_end=946
-  _globals['_SEALEDKEY']._serialized_start=948
-  _globals['_SEALEDKEY']._serialized_end=990
-  _globals['_UPLOADHEADER']._serialized_start=993
-  _globals['_UPLOADHEADER']._serialized_end=1137
-  _globals['_SURVIVORLIST']._serialized_start=1140
-  _globals['_SURVIVORLIST']._serialized_end=1292
-  _globals['_OPENING']._serialized_start=1295
-  _globals['_OPENING']._serialized_end=1440
-  _globals['_OPENEDSHARE']._serialized_start=1442
-  _globals['_OPENEDSHARE']._serialized_end=1539
-  _globals['_DECRYPTION']._serialized_start=1542
-  _globals['_DECRYPTION']._serialized_end=1691
-  _globals['_DECRYPTEDPART']._serialized_start=1693
-  _globals['_DECRYPTEDPART']._serialized_end=1737
-  _globals['_ATTEMPTJOURNAL']._serialized_start=1739
-  _globals['_ATTEMPTJOURNAL']._serialized_end=1800
-  _globals['_JOURNALENTRY']._serialized_start=1803
-  _globals['_JOURNALENTRY']._serialized_end=2435
-  _globals['_CLOSEKEYS']._serialized_start=2437
-  _globals['_CLOSEKEYS']._serialized_end=2448
-  _globals['_CLOSEREVEALS']._serialized_start=2450
-  _globals['_CLOSEREVEALS']._serialized_end=2464
-  _globals['_DEALTSHARES']._serialized_start=2467
-  _globals['_DEALTSHARES']._serialized_end=2596
-  _globals['_CLOSESHARES']._serialized_start=2598
-  _globals['_CLOSESHARES']._serialized_end=2611
-  _globals['_BEGINSUM']._serialized_start=2613
-  _globals['_BEGINSUM']._serialized_end=2641
-  _globals['_CLOSEUPLOADS']._serialized_start=2643
-  _globals['_CLOSEUPLOADS']._serialized_end=2657
-  _globals['_DECIDE']._serialized_start=2659
-  _globals['_DECIDE']._serialized_end=2667
-  _globals['_CLOSESUM']._serialized_start=2669
-  _globals['_CLOSESUM']._serialized_end=2679
+  _globals['_COMPLAINT']._serialized_start=767
+  _globals['_COMPLAINT']._serialized_end=883
+  _globals['_REFUSEDSHARES']._serialized_start=885
+  _globals['_REFUSEDSHARES']._serialized_end=932
+  _globals['_ENCRYPTIONKEY']._serialized_start=935
+  _globals['_ENCRYPTIONKEY']._serialized_end=1113
+  _globals['_SEALEDKEY']._serialized_start=1115
+  _globals['_SEALEDKEY']._serialized_end=1157
+  _globals['_UPLOADHEADER']._serialized_start=1160
+  _globals['_UPLOADHEADER']._serialized_end=1304
+  _globals['_SURVIVORLIST']._serialized_start=1307
+  _globals['_SURVIVORLIST']._serialized_end=1459
+  _globals['_OPENING']._serialized_start=1462
+  _globals['_OPENING']._serialized_end=1607
+  _globals['_OPENEDSHARE']._serialized_start=1609
+  _globals['_OPENEDSHARE']._serialized_end=1706
+  _globals['_DECRYPTION']._serialized_start=1709
+  _globals['_DECRYPTION']._serialized_end=1858
+  _globals['_DECRYPTEDPART']._serialized_start=1860
+  _globals['_DECRYPTEDPART']._serialized_end=1904
+  _globals['_ATTEMPTJOURNAL']._serialized_start=1906
+  _globals['_ATTEMPTJOURNAL']._serialized_end=1967
+  _globals['_JOURNALENTRY']._serialized_start=1970
+  _globals['_JOURNALENTRY']._serialized_end=2602
+  _globals['_CLOSEKEYS']._serialized_start=2604
+  _globals['_CLOSEKEYS']._serialized_end=2615
+  _globals['_CLOSEREVEALS']._serialized_start=2617
+  _globals['_CLOSEREVEALS']._serialized_end=2631
+  _globals['_DEALTSHARES']._serialized_start=2634
+  _globals['_DEALTSHARES']._serialized_end=2763
+  _globals['_CLOSESHARES']._serialized_start=2765
+  _globals['_CLOSESHARES']._serialized_end=2778
+  _globals['_BEGINSUM']._serialized_start=2780
+  _globals['_BEGINSUM']._serialized_end=2808
+  _globals['_CLOSEUPLOADS']._serialized_start=2810
+  _globals['_CLOSEUPLOADS']._serialized_end=2824
+  _globals['_DECIDE']._serialized_start=2826
+  _globals['_DECIDE']._serialized_end=2834
+  _globals['_CLOSESUM']._serialized_start=2836
+  _globals['_CLOSESUM']._serialized_end=2846
 # @@protoc_insertion_point(module_scope)

@@ -263,6 +263,58 @@ class SealedShare(_message.Message):
 Global___SealedShare: _TypeAlias = SealedShare  # noqa: Y015
 
 @_typing.final
+class Complaint(_message.Message):
+    """By a shareholder, of shares that do not open or are not what was committed to; once per attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    sender: _builtins.str
+    @_builtins.property
+    def context(self) -> Global___SumContext: ...
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedShares]: ...
+    def __init__(
+        self,
+        *,
+        context: Global___SumContext | None = ...,
+        sender: _builtins.str = ...,
+        refused: _abc.Iterable[Global___RefusedShares] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "refused", b"refused", "sender", b"sender"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Complaint: _TypeAlias = Complaint  # noqa: Y015
+
+@_typing.final
+class RefusedShares(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEALER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    dealer: _builtins.str
+    digest: _builtins.bytes
+    """SHA-256 of the ShareMessage's payload."""
+    def __init__(
+        self,
+        *,
+        dealer: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dealer", b"dealer", "digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedShares: _TypeAlias = RefusedShares  # noqa: Y015
+
+@_typing.final
 class EncryptionKey(_message.Message):
     """What the maker of an attempt's encryption key deals beside its shares, where the plan encrypts a sum: to all."""
 

@@ -321,7 +321,10 @@ class Contribute(_message.Message):
     SHARES_FIELD_NUMBER: _builtins.int
     OPENED_FIELD_NUMBER: _builtins.int
     ENCRYPTION_KEY_FIELD_NUMBER: _builtins.int
+    COMPLAINED_FIELD_NUMBER: _builtins.int
     sum: _builtins.str
+    complained: _builtins.bool
+    """The receiver's complaint about these shares was taken: it can go on."""
     @_builtins.property
     def cohort(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -344,10 +347,11 @@ class Contribute(_message.Message):
         shares: _abc.Iterable[_secure_sum_pb2.SignedMessage] | None = ...,
         opened: _abc.Iterable[_builtins.bytes] | None = ...,
         encryption_key: _secure_sum_pb2.SignedMessage | None = ...,
+        complained: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encryption_key", b"encryption_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "encryption_key", b"encryption_key", "opened", b"opened", "shares", b"shares", "sum", b"sum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cohort", b"cohort", "complained", b"complained", "encryption_key", b"encryption_key", "opened", b"opened", "shares", b"shares", "sum", b"sum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,6 +465,7 @@ class SubmitRequest(_message.Message):
     OPENING_FIELD_NUMBER: _builtins.int
     WITHDRAWAL_FIELD_NUMBER: _builtins.int
     REVEAL_FIELD_NUMBER: _builtins.int
+    COMPLAINT_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     WAIT_SECONDS_FIELD_NUMBER: _builtins.int
     run: _builtins.bytes
@@ -484,6 +489,10 @@ class SubmitRequest(_message.Message):
 
     @_builtins.property
     def reveal(self) -> _secure_sum_pb2.Reveal: ...
+    @_builtins.property
+    def complaint(self) -> _secure_sum_pb2.SignedMessage:
+        """Complaint, before anything is uploaded."""
+
     def __init__(
         self,
         *,
@@ -494,14 +503,15 @@ class SubmitRequest(_message.Message):
         opening: _secure_sum_pb2.SignedMessage | None = ...,
         withdrawal: Global___Withdrawal | None = ...,
         reveal: _secure_sum_pb2.Reveal | None = ...,
+        complaint: _secure_sum_pb2.SignedMessage | None = ...,
         known: _builtins.int = ...,
         wait_seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "message", b"message", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["complaint", b"complaint", "keys", b"keys", "message", b"message", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "withdrawal", b"withdrawal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "known", b"known", "message", b"message", "opening", b"opening", "reveal", b"reveal", "run", b"run", "shares", b"shares", "signature", b"signature", "wait_seconds", b"wait_seconds", "withdrawal", b"withdrawal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complaint", b"complaint", "keys", b"keys", "known", b"known", "message", b"message", "opening", b"opening", "reveal", b"reveal", "run", b"run", "shares", b"shares", "signature", b"signature", "wait_seconds", b"wait_seconds", "withdrawal", b"withdrawal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["keys", "shares", "signature", "opening", "withdrawal", "reveal"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["keys", "shares", "signature", "opening", "withdrawal", "reveal", "complaint"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

@@ -18,6 +18,7 @@ def member_state(member: Member) -> tuple[Any, ...]:
         member.phase,
         member.cohort,
         member.complaints,
+        member.complaint,
         member._own_keys,
         None if member._meeting is None else (dict(member._meeting.keys), member._meeting.agreed, id(member._meeting)),
         dict(member._dealt),
