@@ -491,7 +491,7 @@ class Run:
         self._store.commit_round(self.key, self.round, record, self.state.to_json(), now)
         self._observer.committed(record, attempt.outcome.statistics)
         self.spool.discard_round(self.key, self.round)
-        self.content.collect(self.state.digests() | attempt.outcome.words())
+        self.content.collect(self.state.digests())  # the opened sums too: nobody can ask for them any more
         self._clock = PhaseClock(now)
         self.traffic.clear()
         self.round += 1

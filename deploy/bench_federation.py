@@ -76,13 +76,25 @@ class BenchFederation(LocalFederation):
         self.configure_coordinator()
         return {name: self.public_key(name) for name in names}
 
-    def accept(self, names: Sequence[str], plan: Plan, modalities: Mapping[str, Sequence[str]]) -> bytes:
-        """Writes the nodes' configuration and policy for one plan; returns the plan's digest."""
+    def accept(
+        self, names: Sequence[str], plan: Plan, modalities: Mapping[str, Sequence[str]], resting: int | None = None
+    ) -> bytes:
+        """Writes the nodes' configuration and policy for one plan; returns the plan's digest.
+
+        Args:
+            names: of the nodes.
+            plan: that they are to accept.
+            modalities: of each.
+            resting: how many vectors of the server optimiser's state rest at a node; None: all.
+        """
         run = digest(plan.to_bytes())
         for name in names:
             nowhere = self.folder(name) / "generated"
             institution = LocalInstitution(name, dict.fromkeys(modalities[name], nowhere), nowhere)
             self.configure_node(institution, [run.hex()])
+            if resting is not None:
+                with (self.folder(name) / "node.toml").open("a") as configuration:
+                    configuration.write(f"\n[disk]\noptimiser_slots = {resting}\n")
             if plan.secure_sum.ckks:
                 with (self.folder(name) / "policy.toml").open("a") as policy:
                     policy.write("allow_ckks = true\n")

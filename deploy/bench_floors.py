@@ -39,6 +39,7 @@ class ComponentLoad:
         ciphertext: bytes of one encrypted upload; 0: it is not encrypted.
         filed: whether it is too large for the institutions' memory and rests in a file at each.
         sent: parameters that travel, of a thinned component; None: all.
+        passing: how many of the state vectors rest at no institution, but pass by in every round; only where `filed`.
     """
 
     parameters: int
@@ -51,6 +52,7 @@ class ComponentLoad:
     ciphertext: int = 0
     filed: bool = False
     sent: int | None = None
+    passing: int = 0
 
     @property
     def alive(self) -> int:
@@ -71,6 +73,11 @@ class ComponentLoad:
     def model(self) -> int:
         """Bytes of w(t+1) and the server optimiser's state, float32."""
         return 4 * self.parameters * (1 + self.slots)
+
+    @property
+    def passing_bytes(self) -> int:
+        """Bytes of the state vectors that an institution fetches in a round."""
+        return 4 * self.parameters * self.passing if self.filed else 0
 
 
 @dataclass(frozen=True)
@@ -112,20 +119,21 @@ def component_bytes(load: ComponentLoad, transport: Literal["grpc", "memory"] = 
     Up go the survivors' vectors, down to every owner the opened sum. Hashed: every vector at both ends, and w(t+1) with
     the optimiser's state by every owner and the coordinator. The coordinator writes the spool, the opened sum and the
     model, and reads the spool, the opened sum (to advance the model, then once for every owner) and the old model. A
-    model that rests in files is read and written once by every owner. Ciphertexts go on to whoever decrypts.
+    model that rests in files is read and written once by every owner; state that passes by goes down and is hashed on
+    its way, instead. Ciphertexts go on to whoever decrypts.
     """
     up, down = load.alive * load.upload, load.owners * load.vector
     fetched = up if load.ciphertext else 0
-    opened = load.vector
+    opened, passing = load.vector, load.owners * load.passing_bytes
     made = RoundBytes(
         keystream=keystream_bytes(load),
-        hashed=2 * up + fetched + opened + down + (load.owners + 1) * load.model,
+        hashed=2 * up + fetched + opened + down + (load.owners + 1) * load.model + passing,
     )
     if transport == "memory":
         return made
-    filed = load.owners * load.model if load.filed else 0
-    written, read = up + opened + load.model + filed, up + opened + load.model + down + filed
-    return made + RoundBytes(sent=up + fetched + down, written=written, read=read)
+    filed = load.owners * load.model - passing if load.filed else 0
+    written, read = up + opened + load.model + filed, up + opened + load.model + down + filed + passing
+    return made + RoundBytes(sent=up + fetched + down + passing, written=written, read=read)
 
 
 def round_bytes(loads: Iterable[ComponentLoad], transport: Literal["grpc", "memory"] = "grpc") -> RoundBytes:
@@ -133,13 +141,16 @@ def round_bytes(loads: Iterable[ComponentLoad], transport: Literal["grpc", "memo
     return sum((component_bytes(load, transport) for load in loads), RoundBytes())
 
 
-def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) -> list[ComponentLoad]:
+def loads_of(
+    plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = (), resting: int | None = None
+) -> list[ComponentLoad]:
     """What every summed component of a plan is to a round.
 
     Args:
         plan: of the run.
         widths: modality to the numbers that come out of its table.
         gone: institutions that vanish after the key phase.
+        resting: how many of the optimiser's vectors the nodes keep in files; None: all.
     """
     vanished, slots = frozenset(gone), len(state_slots(plan.server_optimiser.kind))
     components = layout(plan, dict(widths)).components
@@ -156,6 +167,7 @@ def loads_of(plan: Plan, widths: Mapping[str, int], gone: Iterable[str] = ()) ->
             sent=Thinning(c.size, plan.component(c.name).fraction).words,
             filed=4 * c.size * (1 + slots) > MEMORY_BYTES,
             neighbours=drawn.neighbours if drawn is not None and len(c.owners) > drawn.complete_up_to else None,
+            passing=0 if resting is None else max(0, slots - resting),
         )
         for c in components.values()
         if c.shared

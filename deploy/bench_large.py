@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -24,18 +24,24 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.bench import RESULTS, save, show
+from deploy.bench_disk import DiskBytes, disk_account, slots_that_fit
 from deploy.bench_federation import FEDERATION, BenchFederation, reading
 from deploy.bench_floors import floors, loads_of
 from deploy.bench_rates import RateMeter, median_rates
 from deploy.bench_rows import MIB, Case, Measured, rows_of
 from deploy.bench_watch import Watch
+from federation.plan import Plan
+from federation.server_optimisers import Kind, state_slots
 from security.errors import ConfigurationError
 from security.user_errors import user_errors
 from studies.paper_plan import COLUMNS, HIDDEN, INSTITUTIONS, MRNA_PARAMETERS, paper_plan
 
 DETAILS: Final = Path("bench/large.json")
-ROOM: Final = 50 << 30
-"""Bytes of disk; `--hidden` needs less."""
+DISK_BYTES: Final = 50_000_000_000
+"""What the paper's federation may take of one disk, smaller ones in proportion."""
+BESIDE_MODELS: Final = 0.02
+"""Of that: for plans, stores, what a file system needs itself."""
+RATES: Final[Mapping[Kind, float]] = {"fedavg": 1.0, "fedavgm": 1.0, "fedadam": 0.01, "fedyogi": 0.01}
 CASES: Final = (("none", 0), ("masks", 0), ("masks", 1))
 
 
@@ -47,12 +53,16 @@ class LargeReading:
         measured: as of any case.
         idle, peak: party to bytes of `RssAnon`, before the run and at most.
         cpu: party to processor seconds of the whole run, the making of the model included.
+        account: phase to the bytes of files that were expected.
+        resting: vectors of the server optimiser's state that rested at a node.
     """
 
     measured: Measured
     idle: Mapping[str, float]
     peak: Mapping[str, float]
     cpu: Mapping[str, float]
+    account: Mapping[str, DiskBytes] = field(default_factory=dict)
+    resting: int = 0
 
 
 def measure_large(
@@ -63,8 +73,9 @@ def measure_large(
     rounds: int,
     meter: RateMeter,
     seconds: float,
+    optimiser: Kind = "fedavg",
 ) -> LargeReading:
-    """Runs one case on fresh processes.
+    """Runs one case on fresh processes. Of the optimiser's state, as much rests at the nodes as one disk takes.
 
     Args:
         federation: of the paper's nine institutions.
@@ -74,18 +85,23 @@ def measure_large(
         rounds: counted; one more goes before them.
         meter: reads the machine's rates before and after.
         seconds: until the run is given up.
+        optimiser: the server's.
     """
     name = f"paper-{case.backend}-{case.dropouts}"
-    overrides: dict[str, Any] = {"secure_sum": {"backend": case.backend}}
+    overrides: dict[str, Any] = {
+        "secure_sum": {"backend": case.backend},
+        "server_optimiser": {"kind": optimiser, "learning_rate": RATES[optimiser]},
+    }
     plan = paper_plan(keys, rounds + 1, federation=FEDERATION, run_name=name, hidden=hidden, **overrides)
-    run = federation.accept(list(keys), plan, INSTITUTIONS)
     gone = list(keys)[: case.dropouts]
+    resting = resting_slots(plan, case.parameters)
+    loads = loads_of(plan, COLUMNS, gone, resting)
+    run = federation.accept(list(keys), plan, INSTITUTIONS, resting)
     before = meter.measure()
     pids = federation.start_all(list(keys), {who: {"CONSILIUM_BENCH_VANISH": "1"} for who in gone})
     try:
-        with Watch(pids, 0.02, federation.root) as watch:
+        with Watch(pids, 0.02, federation.root, 1.0 if case.parameters == MRNA_PARAMETERS else 0.05) as watch:
             federation.run_to_end(plan, seconds)
-        loads = loads_of(plan, COLUMNS, gone)
         measured = reading(loads, watch, federation.rounds(run), median_rates([before, meter.measure()]))
     finally:
         federation.stop_all()
@@ -95,11 +111,31 @@ def measure_large(
         {party: u.idle_bytes for party, u in usage.items()},
         {party: u.peak_bytes for party, u in usage.items()},
         {party: u.cpu[-1] for party, u in usage.items()},
+        disk_account(loads),
+        resting,
     )
 
 
+def resting_slots(plan: Plan, parameters: int) -> int:
+    """How many vectors of the server optimiser's state each node keeps where all share a disk of `DISK_BYTES`.
+
+    Args:
+        plan: of the paper's institutions.
+        parameters: of its largest encoder; a smaller one has a smaller disk.
+    """
+    room = round(DISK_BYTES * (1 - BESIDE_MODELS) * parameters / MRNA_PARAMETERS)
+    slots = len(state_slots(plan.server_optimiser.kind))
+    return slots_that_fit(lambda k: loads_of(plan, COLUMNS, resting=k), slots, room)
+
+
 def run(
-    hidden: Sequence[int], parameters: int, rounds: int, root: Path, wanted: Sequence[tuple[str, int]], seconds: float
+    hidden: Sequence[int],
+    parameters: int,
+    rounds: int,
+    root: Path,
+    wanted: Sequence[tuple[str, int]],
+    seconds: float,
+    optimiser: Kind = "fedavg",
 ) -> Iterator[tuple[Case, LargeReading]]:
     """All cases, one after the other, on one set of certificates."""
     federation = BenchFederation(root, FEDERATION, seed=1)
@@ -108,8 +144,8 @@ def run(
         for backend, dropouts in wanted:
             case = Case(len(INSTITUTIONS), parameters, "none" if backend == "none" else "masks", dropouts)
             begun = time.monotonic()
-            found = measure_large(federation, keys, case, hidden, rounds, meter, seconds)
-            said = f"{case}: {found.measured.seconds} s; {time.monotonic() - begun:.0f} s in all"
+            found = measure_large(federation, keys, case, hidden, rounds, meter, seconds, optimiser)
+            said = f"{optimiser}, {case}: {found.measured.seconds} s; {time.monotonic() - begun:.0f} s in all"
             print(said, file=sys.stderr)  # noqa: T201 - progress
             yield case, found
 
@@ -123,22 +159,26 @@ def check_room(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ConfigurationError(
-            f"{free / 2**30:.0f} GiB are free, and the bench takes up to {wanted / 2**30:.0f}.",
+            f"{free / 1e9:.0f} GB are free, and the bench takes up to {wanted / 1e9:.0f}.",
             remedy="Free some, or name another disk's folder with --root; --hidden makes a smaller model.",
             place=str(folder),
         )
 
 
-def details(found: Sequence[tuple[Case, LargeReading]]) -> list[dict[str, Any]]:
+def details(found: Sequence[tuple[Case, LargeReading]], optimiser: Kind = "fedavg") -> list[dict[str, Any]]:
     """What bench/large.json holds, one entry a case."""
     return [
         {
+            "optimiser": optimiser,
+            "optimiser_slots_at_a_node": r.resting,
             "backend": case.backend,
             "dropouts": case.dropouts,
             "wall_seconds": [round(s, 2) for s in r.measured.seconds],
             "floor_seconds": {kind: round(s, 2) for kind, s in floors(r.measured.work, r.measured.rates).items()},
             "rates_mb_per_second": {kind: round(rate / 1e6) for kind, rate in vars(r.measured.rates).items()},
             "disk_peak_gib": round((r.measured.disk_peak or 0) / 2**30, 2),
+            "disk_peak_bytes_per_parameter": round((r.measured.disk_peak or 0) / case.parameters, 2),
+            "disk_expected_gib": {phase: round(d.together / 2**30, 2) for phase, d in r.account.items()},
             "rss_anon_mib": {
                 party: {"idle": round(r.idle[party] / MIB, 1), "peak": round(peak / MIB, 1)}
                 for party, peak in r.peak.items()
@@ -148,6 +188,16 @@ def details(found: Sequence[tuple[Case, LargeReading]]) -> list[dict[str, Any]]:
         }
         for case, r in found
     ]
+
+
+def merged(kept: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The new entries in the place of kept ones of the same case; others stay."""
+
+    def case(entry: Mapping[str, Any]) -> tuple[str, str, int]:
+        return entry.get("optimiser", "fedavg"), entry["backend"], entry["dropouts"]
+
+    replaced = {case(entry) for entry in new}
+    return [*(entry for entry in kept if case(entry) not in replaced), *new]
 
 
 def memory_table(found: Sequence[tuple[Case, LargeReading]]) -> Table:
@@ -169,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `make bench-large`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, nargs="+", default=list(HIDDEN["mrna"]), help="of the mRNA encoder")
+    parser.add_argument("--optimiser", choices=list(RATES), default="fedavg", help="the server's")
     parser.add_argument("--rounds", type=int, default=1, help="counted; one more goes before them")
     parser.add_argument("--cases", nargs="+", default=[f"{b}:{d}" for b, d in CASES], help="backend:dropouts")
     parser.add_argument("--root", type=Path, help="folder on the disk to use")
@@ -180,13 +231,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = [(backend, int(gone)) for backend, _, gone in (text.partition(":") for text in chosen.cases)]
     with tempfile.TemporaryDirectory(prefix="consilium-large-", dir=chosen.root) as folder:
         if paper:
-            check_room(Path(folder), ROOM)
+            check_room(Path(folder), DISK_BYTES)
         parameters = MRNA_PARAMETERS if paper else encoder_size(chosen.hidden)
-        found = list(run(chosen.hidden, parameters, chosen.rounds, Path(folder), wanted, chosen.seconds))
+        place = Path(folder)
+        cases = run(chosen.hidden, parameters, chosen.rounds, place, wanted, chosen.seconds, chosen.optimiser)
+        found = list(cases)
     chosen.details.parent.mkdir(parents=True, exist_ok=True)
-    chosen.details.write_text(json.dumps(details(found), indent=1) + "\n")
+    kept = json.loads(chosen.details.read_text()) if chosen.details.exists() else []
+    chosen.details.write_text(json.dumps(merged(kept, details(found, chosen.optimiser)), indent=1) + "\n")
     Console().print(memory_table(found))
-    show(save(chosen.out, rows_of((case, r.measured) for case, r in found)))
+    rows = rows_of((case, r.measured) for case, r in found)
+    show(save(chosen.out, rows) if chosen.optimiser == "fedavg" else rows)  # one table, one optimiser
 
 
 def encoder_size(hidden: Sequence[int], width: int = 16) -> int:

@@ -23,7 +23,7 @@ from deploy.bench_plan import PATIENTS
 from federation.layout import Layout
 from federation.plan import Plan
 from federation.tables import RawTable
-from institution_node.config import load_node_config
+from institution_node.config import NodeConfig, load_node_config
 from institution_node.data import InstitutionData
 from institution_node.errors import NonFiniteTrainingError
 from institution_node.local_run import LocalRun
@@ -131,8 +131,9 @@ def generated_patients(plan: Plan, institution: str, rng: Randomness) -> Institu
 
 
 @contextmanager
-def _work(a: Assignment, state: Path) -> Iterator[RoundWork]:
-    with closing(ModelShelf(weights_folder(state, a.run))) as shelf:
+def _work(a: Assignment, config: NodeConfig) -> Iterator[RoundWork]:
+    folder = weights_folder(config.state, a.run)
+    with closing(ModelShelf(folder, slots=config.disk.optimiser_slots)) as shelf:
         yield LocalRun(
             a.plan_bytes,
             a.institution,
@@ -173,7 +174,7 @@ def main(config_path: Path) -> None:
         FolderMemory(config.state / "runs"),
         rng,
         lambda plan: generated_patients(plan, config.institution, rng),
-        lambda assignment: _work(assignment, config.state),
+        lambda assignment: _work(assignment, config),
     )
     ready = os.environ.get("CONSILIUM_BENCH_READY")
     while True:

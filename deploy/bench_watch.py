@@ -95,13 +95,17 @@ class Watch:
     Args:
         pids: name to process.
         interval: seconds between two readings.
-        folder: whose disk use is read, once a second; None: none.
+        folder: whose disk use is read; None: none.
+        disk_interval: seconds between two readings of it.
     """
 
-    def __init__(self, pids: dict[str, int], interval: float = 0.02, folder: Path | None = None) -> None:
+    def __init__(
+        self, pids: dict[str, int], interval: float = 0.02, folder: Path | None = None, disk_interval: float = 1.0
+    ) -> None:
         self.usage = {name: Usage() for name in pids}
         self.disk_peak_bytes = 0
         self._pids, self._interval, self._folder = dict(pids), interval, folder
+        self._disk_interval = disk_interval
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._watch, name="watch", daemon=True)]
         if folder is not None:
@@ -138,5 +142,5 @@ class Watch:
 
     def _watch_disk(self) -> None:
         assert self._folder is not None
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(self._disk_interval):
             self.disk_peak_bytes = max(self.disk_peak_bytes, folder_bytes(self._folder))

@@ -76,6 +76,18 @@ class Compute(Table):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
+class Disk(Table):
+    """How much of a run's model rests in the state folder.
+
+    Attributes:
+        optimiser_slots: vectors of the server optimiser's state, each as large as the model, that rest here (FedAvgM
+            has one, FedAdam and FedYogi two); the others are fetched in every round, while the model advances.
+            None: all.
+    """
+
+    optimiser_slots: Annotated[int, Field(ge=0)] | None = None
+
+
 class Metrics(Table):
     """Where the two registries listen; empty: nowhere.
 
@@ -123,6 +135,7 @@ class NodeConfig(Table):
     tls: Tls
     data: Data
     compute: Compute = Compute()
+    disk: Disk = Disk()
     metrics: Metrics = Metrics()
     logging: Logging = Logging()
     testing: Testing = Testing()

@@ -7,23 +7,25 @@ that breaks off for good, a wrong sum or a crash leave nothing that is believed,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from federation.content_hash import ContentHash
-from federation.fixed_point import ModelEncoding, ModelWords, decode_weight_sum, mean_trajectory, read_weight
+from federation.fixed_point import ModelEncoding, decode_weight_sum, read_weight
 from federation.layout import Layout
 from federation.plan import Plan
-from federation.proximity import ComponentDots, DotSums
+from federation.proximity import ComponentDots
 from federation.rounds import ComponentDigests, RoundError
-from federation.server_optimisers import ServerOptimiserSettings, apply, initial_value, state_slots
+from federation.server_optimisers import initial_value, state_slots
 from federation.settings import optimiser_settings
-from federation.thinning import BLOCK, Thinning, apply_to
+from federation.thinning import BLOCK, Thinning
 from institution_node.memory import RunMemory
 from institution_node.model_files import ModelShelf, ModelVector, digest_of
+from institution_node.server_step import Blocks, Kept, PassingVector, ServerStep
 from institution_node.updates import Update
 from security.secure_sum.errors import TranscriptError
 
@@ -41,8 +43,8 @@ class Library(Protocol):
         """The rest from `offset` on, of content of `length` bytes. NOT checked: for what is streamed whole later."""
         ...
 
-    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
-        """Passes content of `length` bytes on in order, a piece at a time; checked once all of it was passed on."""
+    def pieces(self, digest: str, length: int) -> Generator[memoryview]:
+        """Content of `length` bytes in order, a piece at a time; checked once all of it was passed on."""
         ...
 
 
@@ -67,7 +69,7 @@ class GlobalModel:
         self._library = library
         self._shelf = shelf
         self.components = components
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, Kept] = {}
         self._wanted: dict[str, ComponentDigests] = {}
         self._round = -1
 
@@ -98,25 +100,27 @@ class GlobalModel:
                 raise RoundError(f"the server optimiser's state of {name} is not the plan's.")
         behind = memory.known_round >= 0 and round_ == memory.known_round + 1
         for name in self.components:
-            if behind and memory.known.get(name) != states[name].weights:
+            if behind and any(memory.known.get(vector) != found for vector, found in _vectors(name, states[name])):
                 raise TranscriptError(
-                    f"w(t) of {name} is not what the round before gave here.",
+                    f"w(t) of {name}, or the optimiser's state, is not what the round before gave here.",
                     remedy="The coordinator shows another model, or was restored from an old state.",
                 )
         self._wanted, self._round = {name: states[name] for name in self.components}, round_
         for name in self.components:  # room for all of them before anything is fetched
             if name not in self._kept:
-                self._kept[name] = _Kept(self._shelf, name, self._layout.components[name].size, self._optimiser)
+                self._kept[name] = Kept(self._shelf, name, self._layout.components[name].size, self._optimiser)
         for name in self.components:
             self._ready(name)
 
-    def _ready(self, name: str) -> _Kept:
+    def _ready(self, name: str) -> Kept:
         """The component as the round's opening names it."""
         kept, state = self._kept[name], self._wanted[name]
         if kept.now == state:
             return kept
         kept.now = None
-        pairs = [(kept.weights, state.weights), *((kept.slots[slot], d) for slot, d in state.slots.items())]
+        if self._round == 1:
+            self._check_first(name, kept.weights.size, state)
+        pairs = [(kept.weights, state.weights), *((v, state.slots[slot]) for slot, v in kept.slots.items())]
         # Once: what an earlier process left may be what is wanted; what this one spoilt is not.
         missing = [(v, d) for v, d in pairs if not (kept.untried and v.found and digest_of(v) == d)]
         kept.untried = False
@@ -128,7 +132,20 @@ class GlobalModel:
         kept.now = state
         return kept
 
-    def _start(self, name: str, kept: _Kept, state: ComponentDigests) -> None:
+    def _check_first(self, name: str, size: int, state: ComponentDigests) -> None:
+        """The optimiser's state before the first step is the plan's, whether it rests here or not."""
+        for slot, digest in state.slots.items():
+            block = np.full(min(BLOCK, size), initial_value(self._optimiser, slot), np.float32)
+            hashed = ContentHash()
+            for start in range(0, size, BLOCK):
+                hashed.update(block[: size - start].data)
+            if hashed.hexdigest() != digest:
+                raise TranscriptError(
+                    f"the optimiser's state of {name} is not what the plan begins with.",
+                    remedy="The coordinator starts from another state than the plan says.",
+                )
+
+    def _start(self, name: str, kept: Kept, state: ComponentDigests) -> None:
         hashed, start = ContentHash(), 0
         for block in self._layout.components[name].initial_blocks(self._seed, BLOCK):
             hashed.update(block.data)
@@ -177,10 +194,24 @@ class GlobalModel:
         tail: npt.NDArray[Any] = np.frombuffer(self._library.peek(words, length, type_.itemsize * size), type_)
         weight = read_weight(tail, encoding)
         total = decode_weight_sum(weight, encoding)
-        step = _Step(kept, self._optimiser, weight, encoding, own, sent)
-        blocks = _Blocks(type_, step.take, BLOCK if sent.whole else sent.block_words)
-        self._library.stream(words, length, blocks.take)
-        blocks.end()
+        with ExitStack() as streams:
+
+            def pieces(digest: str, count: int) -> Iterator[memoryview]:
+                return streams.enter_context(closing(self._library.pieces(digest, count)))
+
+            before, parameters = self._wanted[name].slots, kept.weights.size
+            passing = {
+                slot: PassingVector(pieces(digest, 4 * parameters), parameters)
+                for slot, digest in before.items()
+                if slot not in kept.slots
+            }
+            step = ServerStep(kept, self._optimiser, weight, encoding, own, sent, passing)
+            blocks = Blocks(type_, step.take, BLOCK if sent.whole else sent.block_words)
+            for piece in pieces(words, length):
+                blocks.take(piece)
+            blocks.end()
+            for vector in passing.values():
+                vector.end()
         if step.reached != expected or step.tail != tail.tobytes():
             raise TranscriptError(
                 f"w(t+1) of {name} is not what the opened sum gives.",
@@ -190,8 +221,13 @@ class GlobalModel:
         return total, step.dots
 
     def digests(self) -> dict[str, str]:
-        """Digest of the weights of each component, as followed so far."""
-        return {name: kept.now.weights for name, kept in self._kept.items() if kept.now is not None}
+        """Digest of each component's weights, and as `component.slot` of the optimiser's state, as followed so far."""
+        known = {name: kept.now for name, kept in self._kept.items() if kept.now is not None}
+        return {vector: digest for name, now in known.items() for vector, digest in _vectors(name, now)}
+
+
+def _vectors(name: str, digests: ComponentDigests) -> list[tuple[str, str]]:
+    return [(name, digests.weights), *((f"{name}.{slot}", digest) for slot, digest in digests.slots.items())]
 
 
 def fetch_into(vector: ModelVector, library: Library, digest: str) -> None:
@@ -201,110 +237,8 @@ def fetch_into(vector: ModelVector, library: Library, digest: str) -> None:
         RoundError: the content has another length.
         ContentMismatchError: what came is something else; the vector holds nothing that may be used.
     """
-    blocks = _Blocks(np.dtype("<f4"), vector.put)
-    library.stream(digest, 4 * vector.size, blocks.take)
+    blocks = Blocks(np.dtype("<f4"), vector.put)
+    with closing(library.pieces(digest, 4 * vector.size)) as pieces:
+        for piece in pieces:
+            blocks.take(piece)
     blocks.end()
-
-
-class _Kept:
-    """One component at rest.
-
-    Attributes:
-        now: what it was found or computed to be; None: nothing that may be used.
-        untried: nobody looked yet at what an earlier process left.
-    """
-
-    def __init__(self, shelf: ModelShelf, name: str, size: int, optimiser: ServerOptimiserSettings) -> None:
-        self.weights = shelf.vector(name, size)
-        self.slots = {slot: shelf.vector(f"{name}.{slot}", size) for slot in state_slots(optimiser.kind)}
-        self.now: ComponentDigests | None = None
-        self.untried = True
-
-
-class _Blocks:
-    """Cuts a stream into blocks of `block` words, wherever the pieces of the stream end."""
-
-    def __init__(self, type_: np.dtype[Any], take: Callable[[int, npt.NDArray[Any]], None], block: int = BLOCK) -> None:
-        self._take = take
-        self._words = np.empty(block, type_)
-        self._bytes = self._words.data.cast("B")
-        self._start = self._filled = 0
-
-    def take(self, piece: memoryview) -> None:
-        """The next bytes."""
-        while piece:
-            count = min(len(piece), len(self._bytes) - self._filled)
-            self._bytes[self._filled : self._filled + count] = piece[:count]
-            self._filled += count
-            piece = piece[count:]
-            if self._filled == len(self._bytes):
-                self.end()
-
-    def end(self) -> None:
-        """Passes on what is left."""
-        words = self._filled // self._words.itemsize
-        if words:
-            self._take(self._start, self._words[:words])
-        self._start, self._filled = self._start + words, 0
-
-
-class _Step:
-    """One server step over one component, a block of the opened sum at a time.
-
-    Attributes:
-        tail: the words of Σα, once everything was taken.
-    """
-
-    def __init__(
-        self,
-        kept: _Kept,
-        optimiser: ServerOptimiserSettings,
-        weight: int,
-        encoding: ModelEncoding,
-        own: Update | None,
-        thinning: Thinning,
-    ) -> None:
-        self._kept, self._optimiser, self._encoding, self._own = kept, optimiser, encoding, own
-        self._thinning = thinning
-        self._weight, self.tail = weight, b""
-        self._hashed = ContentHash()
-        self._slots_hashed = {slot: ContentHash() for slot in kept.slots}
-        self._sums = DotSums()
-        self._mean, self._delta = (np.empty(min(BLOCK, thinning.words), np.float32) for _ in range(2))
-
-    def take(self, start: int, words: ModelWords) -> None:
-        """Words from `start` on, those of one block of parameters; the last ones of all are Σα."""
-        size = max(0, min(len(words), self._thinning.words - start))
-        self.tail += words[size:].tobytes()
-        if size == 0:
-            return
-        mean = mean_trajectory(words[:size], self._weight, self._encoding, self._mean[:size])
-        block = start // (BLOCK if self._thinning.whole else self._thinning.block_words)
-        first = block * BLOCK
-        count = min(BLOCK, self._kept.weights.size - first)
-        weights = self._kept.weights.block(first, count)
-        slots = {slot: vector.block(first, count) for slot, vector in self._kept.slots.items()}
-        if self._thinning.whole:
-            apply(self._optimiser, weights, mean, slots)
-        else:
-            apply_to(self._optimiser, weights, mean, slots, self._thinning.sent(block, count))
-        self._hashed.update(weights.data)
-        self._kept.weights.put(first, weights)
-        for slot, values in slots.items():
-            self._slots_hashed[slot].update(values.data)
-            self._kept.slots[slot].put(first, values)
-        if self._own is not None:
-            delta = self._delta[:size]
-            self._own.read(start, delta)
-            self._sums.add(delta, mean)
-
-    @property
-    def reached(self) -> ComponentDigests:
-        """What w(t+1) and the optimiser's state came to."""
-        slots = {slot: hashed.hexdigest() for slot, hashed in self._slots_hashed.items()}
-        return ComponentDigests(self._hashed.hexdigest(), slots)
-
-    @property
-    def dots(self) -> ComponentDots | None:
-        """How δ_i lies to δ_G; None without a δ_i."""
-        return None if self._own is None else self._sums.result()

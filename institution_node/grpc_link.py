@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -243,33 +243,21 @@ class GrpcLink:
                 raise self._mismatch(f"content of {length} bytes is too large, {at_most} are the most")
             content = bytearray(length)
 
-        def take(piece: memoryview) -> None:
-            nonlocal at
+        for piece in self._pull(run, digest, 0, announced):
             content[at : at + len(piece)] = piece
             at += len(piece)
-
-        self._pull(run, digest, 0, announced, take)
         return content
 
-    def stream(
-        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
-    ) -> None:
+    def pieces(self, run: bytes, digest: str, length: int, offset: int = 0) -> Generator[memoryview]:
         """See CoordinatorLink."""
 
         def announced(found: int) -> None:
             if found != length:
                 raise wrong_length(length, found)
 
-        self._pull(run, digest, offset, announced, take)
+        return self._pull(run, digest, offset, announced)
 
-    def _pull(
-        self,
-        run: bytes,
-        digest: str,
-        at: int,
-        announced: Callable[[int], None],
-        take: Callable[[memoryview], object],
-    ) -> None:
+    def _pull(self, run: bytes, digest: str, at: int, announced: Callable[[int], None]) -> Generator[memoryview]:
         """Content from byte `at` on, resumed until all of it was taken; from byte 0 it is checked."""
         hashed = ContentHash() if at == 0 else None
         length = -1
@@ -284,11 +272,11 @@ class GrpcLink:
                     chunk = answer.chunk
                     if at + len(chunk) > length:
                         raise self._mismatch("more bytes came than were announced")
-                    take(memoryview(chunk))
                     if hashed is not None:
                         hashed.update(chunk)
                     at += len(chunk)
                     self._watcher.received("downloads", len(chunk))
+                    yield memoryview(chunk)
                 futile = futile + 1 if at == before else 0
                 if futile == _FUTILE:
                     raise self._mismatch("the coordinator ends the transfer early")

@@ -4,7 +4,7 @@ directive; what is large passes through and is not kept."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Final
 
 from institution_node.link import LARGEST_CONTENT, CoordinatorLink, wrong_length
@@ -58,22 +58,20 @@ class LinkLibrary:
         """
         if length <= self._capacity:
             return bytes(memoryview(self._whole(digest, length))[offset:])
-        rest = bytearray()
-        self._link.stream(self._run, digest, length, rest.extend, offset)
-        return bytes(rest)
+        return b"".join(self._link.pieces(self._run, digest, length, offset))
 
-    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
-        """Passes content of `length` bytes on in order, a piece at a time. Large content is not held.
+    def pieces(self, digest: str, length: int) -> Generator[memoryview]:
+        """Content of `length` bytes in order, a piece at a time. Large content is not held.
 
         Raises:
             RoundError: it has another length.
-            ContentMismatchError: what came is something else; what was passed on must not be used.
+            ContentMismatchError: at the end: what came is something else, and must not be used.
             LinkError: it could not be fetched.
         """
         if length <= self._capacity:
-            take(memoryview(self._whole(digest, length)).toreadonly())
+            yield memoryview(self._whole(digest, length)).toreadonly()
         else:
-            self._link.stream(self._run, digest, length, take)
+            yield from self._link.pieces(self._run, digest, length)
 
     def _whole(self, digest: str, length: int) -> bytearray:
         content = self.fetch(digest, self._capacity)

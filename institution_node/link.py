@@ -6,7 +6,7 @@ each may be repeated, and says the same again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Final, Protocol
 
 from consilium.v1 import service_pb2 as pb
@@ -114,21 +114,22 @@ class CoordinatorLink(Protocol):
         """
         ...
 
-    def stream(
-        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
-    ) -> None:
-        """Passes content on in order, a piece at a time, without holding it; goes on by itself where it was cut off.
+    def pieces(self, run: bytes, digest: str, length: int, offset: int = 0) -> Generator[memoryview]:
+        """Content in order, a piece at a time, without holding it; goes on by itself where it was cut off. Nothing is
+        asked for before the first piece is; several contents may be taken side by side. Whoever leaves early closes it.
 
         Args:
             run: digest of the plan.
             digest: of the content.
             length: bytes that the whole content must have.
-            take: told each piece; done with it when it returns.
             offset: where to begin; from anywhere but 0, what is passed on is NOT checked against the digest.
+
+        Yields:
+            The next bytes; to be done with when the next are asked for.
 
         Raises:
             RoundError: it has another length; nothing was passed on.
-            ContentMismatchError: what came is something else; what was passed on must not be used.
+            ContentMismatchError: at the end: what came is something else, and must not be used.
         """
         ...
 

@@ -45,7 +45,8 @@ class RunMemory:
         noised_patients: ñ_i, drawn once; 0 before.
         schema: hex digest of the feature schema that followed here from round 0's opened sums; empty before.
         setup: what round 0 settled; None before.
-        known: component to digest of its weights after the last round that was followed to its end.
+        known: component to digest of its weights, and `component.slot` to that of the server optimiser's state, after
+            the last round that was followed to its end.
         known_round: that round; −1: none.
         models: digests of the models that rounds began with here, oldest first: none comes back once it was left.
         last_losses: subset to (training, validation), at the weights that were published last.

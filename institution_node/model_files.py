@@ -170,7 +170,8 @@ class FileVector:
         if error.errno in _FULL:
             return StorageFullError(
                 f"no room for {4 * self.size / 1e9:.1f} GB of the model.",
-                remedy="Free space on the disk of the node's state folder; the node joins the next attempt.",
+                remedy="Free space on the disk of the node's state folder, or keep fewer optimiser_slots there "
+                "([disk] in node.toml); the node joins the next attempt.",
                 place=str(self._path),
             )
         return StorageError(
@@ -187,10 +188,11 @@ class ModelShelf:
         folder: for the large ones, made when the first of them is. Its siblings are of runs that are over, and go now.
             None: everything stays in memory.
         memory_bytes: what may stay in memory; the vectors that are asked for first do.
+        slots: how many vectors of the server optimiser's state may rest in files, of each component; None: all.
     """
 
-    def __init__(self, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._folder, self._left = folder, memory_bytes
+    def __init__(self, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES, slots: int | None = None) -> None:
+        self._folder, self._left, self._slots = folder, memory_bytes, slots
         self._vectors: dict[str, ModelVector] = {}
         if folder is not None:
             with suppress(OSError):  # there is none yet
@@ -210,6 +212,15 @@ class ModelShelf:
             found = self._vectors[name] = self._new(name, size)
         return found
 
+    def slot(self, component: str, slot: str, position: int, size: int) -> ModelVector | None:
+        """As `vector`, for the one at `position` of a component's state vectors; None: it is to rest in no file."""
+        name, files = f"{component}.{slot}", self._folder is not None and 4 * size > self._left
+        if self._slots is None or position < self._slots or not files or name in self._vectors:
+            return self.vector(name, size)
+        with suppress(OSError):  # of an earlier process, which kept more
+            self._path(name).unlink()
+        return None
+
     def close(self) -> None:
         """Lets the files go; they stay for the next process."""
         for vector in self._vectors.values():
@@ -228,7 +239,11 @@ class ModelShelf:
             self._left -= 4 * size
             return MemoryVector(size)
         self._make_folder(self._folder)
-        return FileVector(self._folder / f"{name.replace('/', '.')}.f32", size)
+        return FileVector(self._path(name), size)
+
+    def _path(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{name.replace('/', '.')}.f32"
 
     @staticmethod
     def _make_folder(folder: Path) -> None:

@@ -117,7 +117,9 @@ def local_work(config: NodeConfig) -> MakeWork:
                     config.state / LEDGER, limit_epsilon=limit, delta=a.plan.differential_privacy.delta
                 )
                 stack.callback(ledger.close)
-            shelf = stack.enter_context(closing(ModelShelf(weights_folder(config.state, a.run))))
+            shelf = stack.enter_context(
+                closing(ModelShelf(weights_folder(config.state, a.run), slots=config.disk.optimiser_slots))
+            )
             yield LocalRun(
                 a.plan_bytes,
                 a.institution,

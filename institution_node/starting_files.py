@@ -43,6 +43,11 @@ clinical = "data/clinical.csv"
 device = "auto"  # "cpu", "cuda" or "auto"
 threads = 0      # 0: as many as there are cores
 
+[disk]
+# The server optimiser's state rests in the state folder: as much again as a large model with FedAvgM, twice as much
+# with FedAdam and FedYogi. On a small disk let fewer such vectors rest: the others are fetched in every round.
+# optimiser_slots = 1
+
 [metrics]
 # For Prometheus. Local figures are computed from patients: loopback or the hospital's own network only.
 # local = "127.0.0.1:9464"

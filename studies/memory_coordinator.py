@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 
 from consilium.v1 import service_pb2 as pb
@@ -18,6 +18,7 @@ from federation.fixed_point import WeightError
 from federation.in_memory import MemoryContentStore, MemorySpool
 from federation.plan import Plan
 from federation.rounds import digest
+from federation.vectors import ContentStore, Spool
 from institution_node.link import LARGEST_CONTENT, ContentMismatchError, verified, wrong_length
 from security.secure_sum.messages import Signed
 from security.secure_sum.upload import Upload
@@ -33,13 +34,22 @@ class MemoryCoordinator:
         plan_bytes: the plan's exact bytes.
         observer: told what happens.
         store: durable state; in memory by default.
+        content, spool: where vectors rest; in memory by default.
     """
 
-    def __init__(self, plan_bytes: bytes, observer: Observer | None = None, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        plan_bytes: bytes,
+        observer: Observer | None = None,
+        store: Store | None = None,
+        content: ContentStore | None = None,
+        spool: Spool | None = None,
+    ) -> None:
         self.now = EPOCH
         self.starts = 1
         self.store = store or Store("sqlite://")
-        self.content, self.spool = MemoryContentStore(), MemorySpool()
+        self.content: ContentStore = content or MemoryContentStore()
+        self.spool: Spool = spool or MemorySpool()
         self.observer = observer or Observer()
         plan = Plan.from_bytes(plan_bytes)
         self.store.create_run(digest(plan_bytes).hex(), plan.run, plan_bytes, self.now)
@@ -154,9 +164,7 @@ class MemoryLink:
         self._run.traffic["down"] += len(data)
         return verified(data, digest)
 
-    def stream(
-        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
-    ) -> None:
+    def pieces(self, run: bytes, digest: str, length: int, offset: int = 0) -> Generator[memoryview]:
         """See CoordinatorLink."""
         reader = self._coordinator.content.open(digest)
         if reader.length != length:
@@ -164,4 +172,4 @@ class MemoryLink:
         data = bytearray(length - offset)
         reader.read_into(offset, memoryview(data))
         self._run.traffic["down"] += len(data)
-        take(memoryview(data if offset else verified(data, digest)))
+        yield memoryview(data if offset else verified(data, digest))

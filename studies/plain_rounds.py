@@ -8,7 +8,7 @@ model bytes as over gRPC (`tests/studies/test_plain_rounds.py`), at a fraction o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -193,6 +193,6 @@ class StoreLibrary:
         """See Library."""
         return bytes(self._content.open(digest).view()[offset:length])
 
-    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
+    def pieces(self, digest: str, length: int) -> Generator[memoryview]:
         """See Library."""
-        take(self._content.open(digest).view()[:length])
+        yield self._content.open(digest).view()[:length]

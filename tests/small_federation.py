@@ -26,6 +26,7 @@ from institution_node.library import LinkLibrary
 from institution_node.link import CoordinatorLink
 from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory, Memory, RunMemory
+from institution_node.model_files import ModelShelf
 from institution_node.recorder import Recorder
 from institution_node.session import Session, Watcher
 from institution_node.updates import as_array
@@ -267,6 +268,8 @@ class SmallFederation:
         observer: the coordinator's.
         epsilon: limits of ledgers by institution, where the plan is private (needs `folder`).
         also: makes a second observer for an institution.
+        coordinator: makes it of the plan's bytes and the observer.
+        shelf: where an institution's components rest; None: in the process.
     """
 
     def __init__(
@@ -278,10 +281,12 @@ class SmallFederation:
         observer: Observer | None = None,
         epsilon: Mapping[str, float] | None = None,
         also: Callable[[str], Any] = lambda name: None,
+        coordinator: Callable[[bytes, Observer | None], MemoryCoordinator] = MemoryCoordinator,
+        shelf: Callable[[str], ModelShelf | None] = lambda name: None,
     ) -> None:
         self.plan, self.seed, self.folder = plan, seed, folder
         self.bytes = plan.to_bytes()
-        self.coordinator = MemoryCoordinator(self.bytes, observer)
+        self.coordinator, self._shelf = coordinator(self.bytes, observer), shelf
         self.data = {name: patients(plan, name, seed) for name in plan.roster}
         self.memories: dict[str, Memory] = {}
         self.works: dict[str, RecordingRun] = {}
@@ -327,7 +332,15 @@ class SmallFederation:
             )
         content = LinkContent(link, self.coordinator.run.id)
         work = RecordingRun(
-            self.bytes, name, self.data[name], content, memory, rng, ledger=self.ledgers.get(name), recorder=ears
+            self.bytes,
+            name,
+            self.data[name],
+            content,
+            memory,
+            rng,
+            ledger=self.ledgers.get(name),
+            recorder=ears,
+            shelf=self._shelf(name),
         )
         work.recorded = self.recorded[name]
         identity = example_identity(self.plan.roster.index(name))

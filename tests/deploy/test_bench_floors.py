@@ -74,6 +74,14 @@ def test_a_model_that_rests_in_files_is_read_and_written_by_every_owner() -> Non
     assert (large.written - small.written, large.read - small.read) == (3 * 36, 3 * 36)
 
 
+def test_state_that_passes_by_is_sent_and_hashed_and_neither_read_nor_written_at_a_node() -> None:
+    resting, passing = (component_bytes(ComponentLoad(9, 3, slots=2, filed=True, passing=p)) for p in (0, 1))
+    assert passing.sent - resting.sent == passing.hashed - resting.hashed == 3 * 36
+    assert resting.written - passing.written == 3 * 36
+    assert passing.read == resting.read  # by the coordinator instead
+    assert component_bytes(ComponentLoad(9, 3, slots=2, passing=1)) == component_bytes(ComponentLoad(9, 3, slots=2))
+
+
 def test_the_loads_of_a_plan_are_its_summed_components() -> None:
     keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(4)}
     for backend in ("masks", "none"):

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from deploy.bench_floors import Rates, RoundBytes
-from deploy.bench_large import LargeReading, check_room, details, encoder_size, memory_table
+from deploy.bench_large import LargeReading, check_room, details, encoder_size, memory_table, merged
 from deploy.bench_rows import Case, Measured
 from security.errors import ConfigurationError
 from studies.paper_plan import HIDDEN, MRNA_PARAMETERS
@@ -32,7 +32,7 @@ def test_the_paper_s_encoder_has_the_papers_size() -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_starts(tmp_path: Path) -> None:
     check_room(tmp_path, 1)
-    with pytest.raises(ConfigurationError, match="GiB are free") as refused:
+    with pytest.raises(ConfigurationError, match="GB are free") as refused:
         check_room(tmp_path, 2**60)
     assert "--root" in refused.value.remedy
 
@@ -44,6 +44,15 @@ def test_every_process_is_written_down_with_what_it_held_above_idle() -> None:
     assert entry["disk_peak_gib"] == 1.0
     assert entry["floor_seconds"] == {"keystream": 2.0, "tls": 5.0, "hash": 4.0, "disk": 2.0}
     assert math.isclose(entry["wall_seconds"][1], 62.0)
+
+
+def test_entries_of_other_cases_stay() -> None:
+    (entry,) = details([(CASE, READING)])
+    (adam,) = details([(CASE, READING)], "fedadam")
+    assert (adam["optimiser"], adam["disk_peak_bytes_per_parameter"]) == ("fedadam", 2.09)
+    old = {k: v for k, v in entry.items() if k != "optimiser"}  # of before there were others
+    assert merged([old, {**old, "dropouts": 0}], [adam]) == [old, {**old, "dropouts": 0}, adam]
+    assert merged([old, adam], [entry]) == [adam, entry]
 
 
 def test_the_table_shows_every_process(tmp_path: Path) -> None:

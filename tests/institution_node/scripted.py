@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,9 +97,7 @@ class ScriptedLink:
     def download(self, run: bytes, digest: str, at_most: int = LARGEST_CONTENT) -> bytearray:
         raise CoordinatorRefusalError("unknown-content")
 
-    def stream(
-        self, run: bytes, digest: str, length: int, take: Callable[[memoryview], object], offset: int = 0
-    ) -> None:
+    def pieces(self, run: bytes, digest: str, length: int, offset: int = 0) -> Generator[memoryview]:
         raise CoordinatorRefusalError("unknown-content")
 
 

@@ -283,7 +283,7 @@ def test_more_than_was_agreed_is_refused_before_it_is_taken(pair: tuple[TinyCoor
     with pytest.raises(ContentMismatchError, match="101 bytes is too large, 100"):
         library.fetch(digest, 100)
     with pytest.raises(ContentMismatchError, match="too large"):
-        library.stream(digest, 50, lambda piece: None)  # small as it is said to be, it would be taken whole
+        next(library.pieces(digest, 50))  # small as it is said to be, it would be taken whole
 
 
 # -- who answers --------------------------------------------------------------------------------------------------

@@ -69,6 +69,18 @@ def test_small_vectors_stay_in_memory_and_the_rest_goes_to_files(tmp_path: Path)
     assert type(ModelShelf(None, memory_bytes=0).vector("encoder/mrna", 900)) is MemoryVector
 
 
+def test_only_so_many_state_vectors_rest_in_files(tmp_path: Path) -> None:
+    before = ModelShelf(tmp_path / "aa", memory_bytes=4 * 10)
+    assert [before.slot("encoder/mrna", slot, k, 100) is None for k, slot in enumerate("mv")] == [False, False]
+    before.close()
+    shelf = ModelShelf(tmp_path / "aa", memory_bytes=4 * 10, slots=1)
+    assert type(shelf.vector("encoder/mrna", 100)) is FileVector
+    assert type(shelf.slot("encoder/mrna", "m", 0, 100)) is FileVector
+    assert shelf.slot("encoder/mrna", "v", 1, 100) is None
+    assert not list((tmp_path / "aa").glob("*.v.f32"))  # what the earlier process kept of it takes no room
+    assert type(shelf.slot("encoder/image", "v", 1, 10)) is MemoryVector  # small ones take no disk
+
+
 def test_what_an_earlier_process_left_is_found_if_it_has_the_size(tmp_path: Path) -> None:
     before = ModelShelf(tmp_path / "aa", memory_bytes=0)
     before.vector("encoder/mrna", 5).put(0, np.arange(5, dtype=np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.small_federation import SmallFederation, small_plan
 def test_a_coordinator_from_an_old_backup_is_refused_and_its_run_fails(tmp_path: Path) -> None:
     plan = small_plan(7, rounds=4)
     federation = SmallFederation(plan)
-    coordinator = federation.coordinator
+    coordinator: Any = federation.coordinator
     coordinator.store = Store(f"sqlite:///{tmp_path / 'now.sqlite'}")
     coordinator.store.create_run(federation.run.key, plan.run, federation.bytes, coordinator.now)
     coordinator.store.set_status(federation.run.key, "enrolling", "", coordinator.now)
@@ -38,7 +39,7 @@ def test_a_coordinator_from_an_old_backup_is_refused_and_its_run_fails(tmp_path:
             backup.update(coordinator.content._contents)
         if run.round == 3 and len(run.attempt.machine.current.completed) == 3 and coordinator.starts == 2:
             coordinator.store = Store(f"sqlite:///{tmp_path / 'old.sqlite'}")
-            coordinator.content._contents = dict(backup)  # type: ignore[arg-type]  # as it was copied
+            coordinator.content._contents = dict(backup)  # as it was copied
             coordinator.restart()
             assert federation.run.round == 1
             restored.append(len(federation.sent))

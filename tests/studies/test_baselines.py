@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,7 @@ class _NoLibrary:
     def peek(self, digest: str, length: int, offset: int) -> bytes:
         raise AssertionError(digest)
 
-    def stream(self, digest: str, length: int, take: Callable[[memoryview], None]) -> None:
+    def pieces(self, digest: str, length: int) -> Generator[memoryview]:
         raise AssertionError(digest)
 
 
