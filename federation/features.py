@@ -53,7 +53,7 @@ from security.errors import ConsiliumError
 __all__ = [
     "FEATURE_SUMS", "FeatureSum", "FeatureHolders", "FeatureCounts", "FeatureMeans", "FeatureSchema",
     "FeatureTableError", "SchemaError", "holders_vector", "counts_vector", "means_vector", "squares_vector",
-    "summed_modalities",
+    "summed_modalities", "largest_schema",
     "vector_length", "vector_bounds", "sensitivity", "missing_columns",
 ]  # fmt: skip
 
@@ -236,6 +236,19 @@ class FeatureSchema:
                 remedy=f"It knows: {', '.join(self.modalities)}.",
             )
         return self.modalities[modality]
+
+
+def largest_schema(plan: Plan) -> int:
+    """Bytes that no feature schema of this plan exceeds: what a node takes where it is told of one."""
+    escaped = 6  # of a name's byte, as JSON writes it: at most \u and four digits
+    size = 256
+    for modality in plan.modalities:
+        size += 256 + escaped * len(modality.name.encode())
+        for column in modality.columns:
+            # Kind, keys and four figures of at most 25 digits each; punctuation around each category.
+            size += 512 + escaped * len(column.name.encode())
+            size += sum(8 + escaped * len(category.encode()) for category in column.categories)
+    return size
 
 
 def _summed_inputs(

@@ -11,7 +11,7 @@ from consilium.v1 import round_pb2 as rounds_pb
 from consilium.v1 import service_pb2 as pb
 
 from federation import names
-from federation.features import FeatureSchema
+from federation.features import FeatureSchema, largest_schema
 from federation.layout import layout
 from federation.model_archive import Model, pack_files, with_private
 from federation.rounds import ComponentDigests, Figures, read_round_start
@@ -47,7 +47,7 @@ def final_model(assignment: Assignment, final: rounds_pb.RoundStart, shelf: Mode
         LinkError: it could not be fetched.
     """
     library = assignment.library
-    schema = FeatureSchema.from_bytes(bytes(library.fetch(final.setup.schema)))
+    schema = FeatureSchema.from_bytes(bytes(library.fetch(final.setup.schema, largest_schema(assignment.plan))))
     states = ComponentDigests.all_from(final.components)
     made = layout(assignment.plan, schema.widths)
     weights: dict[str, npt.NDArray[np.float32]] = {}

@@ -35,8 +35,12 @@ Float32 = npt.NDArray[np.float32]
 class Library(Protocol):
     """Content of the run by digest, checked against it."""
 
-    def fetch(self, digest: str) -> bytearray:
-        """Whole, in a buffer that is shared with later callers: do not change it."""
+    def fetch(self, digest: str, at_most: int) -> bytearray:
+        """Whole, in a buffer that is shared with later callers: do not change it.
+
+        Raises:
+            ContentMismatchError: it has more than `at_most` bytes; of that, nothing is taken.
+        """
         ...
 
     def peek(self, digest: str, length: int, offset: int) -> bytes:

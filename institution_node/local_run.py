@@ -10,7 +10,7 @@ import numpy.typing as npt
 from consilium.v1 import round_pb2 as pb
 
 from federation.feature_sums import FEATURE_SUMS
-from federation.features import FeatureSchema
+from federation.features import FeatureSchema, largest_schema
 from federation.layout import layout
 from federation.plan import Plan
 from federation.rounds import UPDATES, Cohorts, ComponentDigests, Figures, RoundError, Setup, digest
@@ -233,7 +233,8 @@ class LocalRun:
             return self._prepared  # `_check_setup` lets no second one through
         context = self._context
         plan = context.plan
-        widths, features = self._read_features(bytes(context.library.fetch(setup.schema)), self._data)
+        schema = context.library.fetch(setup.schema, largest_schema(plan))
+        widths, features = self._read_features(bytes(schema), self._data)
         made = layout(plan, widths)
         trainer = self._make_trainer(
             plan,
@@ -275,9 +276,12 @@ class LocalRun:
         lengths = {p.name: p.bytes for p in which.parts}
         words: dict[str, npt.NDArray[np.uint64]] = {}
         for part in opened.parts:
-            data = self._context.library.fetch(part.words)
-            if len(data) != lengths.get(part.part):
-                raise RoundError("an opened part is not one of the plan's, or has not its length.")
+            length = lengths.get(part.part)
+            if length is None:
+                raise RoundError("an opened part is not one of the plan's.")
+            data = self._context.library.fetch(part.words, length)
+            if len(data) != length:
+                raise RoundError("an opened part has not the plan's length.")
             words[part.part] = np.frombuffer(data, np.dtype("<u8"))
         return words
 

@@ -185,7 +185,7 @@ class StoreLibrary:
     def __init__(self, content: MemoryContentStore) -> None:
         self._content = content
 
-    def fetch(self, digest: str) -> bytearray:
+    def fetch(self, digest: str, at_most: int) -> bytearray:
         """See Library."""
         return bytearray(self._content.open(digest).view())
 

@@ -21,6 +21,7 @@ from federation.features import (
     SchemaError,
     counts_vector,
     holders_vector,
+    largest_schema,
     means_vector,
     missing_columns,
     sensitivity,
@@ -95,6 +96,7 @@ def test_any_split_gives_the_pooled_schema(patients: int, parts: int, seed: int)
     for m in MODALITIES:
         assert counts.modalities[m].patients == pooled_counts.modalities[m].patients == patients
         assert schema.labels(m) == expected.labels(m)
+        assert len(schema.to_bytes()) <= largest_schema(plan)
         np.testing.assert_allclose(schema.transform(m, whole[m]), expected.transform(m, whole[m]), atol=1e-5)
 
 

@@ -54,7 +54,7 @@ class Contents:
         self.held[digest] = data
         return digest
 
-    def fetch(self, digest: str) -> bytearray:
+    def fetch(self, digest: str, at_most: int) -> bytearray:
         return bytearray(self.held[digest])
 
     def peek(self, digest: str, length: int, offset: int) -> bytes:

@@ -11,6 +11,7 @@ from consilium.v1 import round_pb2
 from consilium.v1 import service_pb2 as pb
 
 from federation.rounds import opened_by
+from institution_node.link import ContentMismatchError
 from institution_node.session import WithdrawnError
 from security.errors import ConsiliumError
 from tests.coordinator.following import place
@@ -108,3 +109,42 @@ def test_whatever_is_broken_in_an_opened_sum_is_a_typed_refusal() -> None:
         except ConsiliumError:
             refused += 1
     assert refused > 200  # the others changed only the list, which the session holds against its signature
+
+
+class Huge:
+    """Content that is 300 MiB where some 3 KB were to be: of it, nothing may be taken."""
+
+    length = 300 << 20
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        raise AssertionError("it was taken")
+
+    def view(self) -> memoryview:
+        raise AssertionError("it was taken")
+
+
+@pytest.mark.parametrize("at", [(0, "counts", "contribute"), (1, "", "make_keys")], ids=["an opened sum", "the schema"])
+def test_content_that_is_larger_than_the_plan_lets_it_be_is_refused_before_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch, at: tuple[int, str, str]
+) -> None:
+    federation = started()
+    name, store = federation.plan.roster[VICTIM], federation.coordinator.content
+    found: list[pb.Directive] = []
+
+    def acts(who: str, directive: pb.Directive) -> bool:
+        if who == name and place(federation, directive) == at:
+            found.append(directive)
+            raise ReachedError
+        return True
+
+    with pytest.raises(ReachedError):
+        federation.run_to_end(acts)
+    if at[0]:
+        swapped = round_pb2.RoundStart.FromString(found[0].make_keys.round_start).setup.schema
+    else:
+        swapped = opened_by(found[0].contribute.opened[0])[0].parts[0].words
+    honest = store.open
+    monkeypatch.setattr(store, "open", lambda digest: Huge() if digest == swapped else honest(digest))
+    error = refusal(federation, name, found[0])
+    assert isinstance(error, ContentMismatchError)
+    assert "too large" in str(error)

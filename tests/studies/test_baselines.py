@@ -24,7 +24,7 @@ LONGER = {"rounds": 6, "local_steps": 10}
 
 
 class _NoLibrary:
-    def fetch(self, digest: str) -> bytearray:
+    def fetch(self, digest: str, at_most: int) -> bytearray:
         raise AssertionError(digest)
 
     def peek(self, digest: str, length: int, offset: int) -> bytes:
