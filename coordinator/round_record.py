@@ -31,6 +31,7 @@ def round_record(
         "sums": {name: {"alive": sorted(s.alive)} for name, s in machine.finished.items()},
         "opened": attempt.outcome.names(),
         "withdrawn": dict(sorted(attempt.withdrawn.items())),
+        "passed_over": {name: list(holders) for name, holders in sorted(machine.passed_over.items())},
         "bytes": {"up": traffic.get("up", 0), "down": traffic.get("down", 0)},
         "seconds": {phase: round(spent, 4) for phase, spent in seconds.items()},
         "selection": selection.said(),

@@ -24,7 +24,7 @@ from coordinator.restart import RunDamagedError, committed_state, resumed_attemp
 from coordinator.room import lack_of_room
 from coordinator.round_record import round_record
 from coordinator.state import RunState
-from coordinator.store import LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, Store, StoreError
+from coordinator.store import HOLDERS_PASSED, LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED, Store, StoreError
 from federation.plan import Plan
 from federation.rounds import Cohorts, digest
 from federation.vectors import ContentStore, Spool, StorageError, UploadKey
@@ -352,11 +352,11 @@ class Run:
                 elif attempt.undecidable() or self._clock.late(now, deadlines.signatures):
                     self._fail_attempt(attempt, "missing-signatures", now)
             case AggregatorPhase.OPENINGS:
-                if not attempt.folding and not attempt.openable and self._clock.late(now, deadlines.openings):
-                    if machine.pass_on(attempt.withdrawn.keys()):
-                        self._entered(now)
-                    else:
-                        self._fail_attempt(attempt, "missing-openings", now)
+                if (dispute := machine.dispute) is not None:
+                    self._observer.blamed(dispute.culprits, dispute.code)
+                    self._fail_attempt(attempt, dispute.code, now)
+                elif not attempt.folding and not attempt.openable and self._clock.late(now, deadlines.openings):
+                    self._pass_on(attempt, now)
             case AggregatorPhase.DONE:
                 pass
 
@@ -369,6 +369,20 @@ class Run:
             and i not in attempt.withdrawn
             and now - self.seen.get(i, self._clock.began) <= patience
         }
+
+    def _pass_on(self, attempt: Attempt, now: datetime) -> None:
+        """Who was asked to open did not; others are asked, if there are any."""
+        gone, sum_name = attempt.withdrawn.keys(), attempt.machine.current.name
+        asked = attempt.machine.asked(gone)
+        others = attempt.machine.pass_on(gone)
+        if attempt.machine.passed_over.get(sum_name):
+            self._drop(attempt, "openings", asked)
+        if others:
+            # Durable, or a restart would wait for the same ones again.
+            self._save(attempt, sum_name, HOLDERS_PASSED, now)
+            self._entered(now)
+        else:
+            self._fail_attempt(attempt, "missing-openings", now)
 
     def _drop(self, attempt: Attempt, phase: str, institutions: set[str] | frozenset[str]) -> None:
         for institution in sorted(institutions):

@@ -28,9 +28,10 @@ from security.errors import ConfigurationError, ConsiliumError, LocalMisuseError
 
 LIST_SHOWN: Final = "list-shown"  # round 0 only, which cannot be burnt
 LIST_SIGNED: Final = "list-signed"
+HOLDERS_PASSED: Final = "holders-passed"  # of an encrypted sum: who was asked to decrypt and did not answer; it grows
 SUM_FOLDED: Final = "sum-folded"  # updates only: the words are content, the uploads may go, the next model is to come
 SUM_OPENED: Final = "sum-opened"
-POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, SUM_FOLDED, SUM_OPENED)  # in the order of a sum's life
+POINT_KINDS: Final = (LIST_SHOWN, LIST_SIGNED, HOLDERS_PASSED, SUM_FOLDED, SUM_OPENED)  # in the order of a sum's life
 
 Field = str | int | float | bool | None
 
@@ -222,7 +223,8 @@ class Store:
     def save_point(
         self, run: str, round_number: int, attempt: int, sum_name: str, kind: str, blob: bytes, at: datetime
     ) -> None:
-        """Makes a point of the current attempt durable. The same blob again changes nothing.
+        """Makes a point of the current attempt durable. The same blob again changes nothing; of `holders-passed` the
+        newest stands.
 
         Args:
             kind: one of `POINT_KINDS`.
@@ -239,14 +241,18 @@ class Store:
             same = sa.and_(*(t.points.c[column] == value for column, value in named.items()))
             saved = db.execute(sa.select(t.points.c.blob).where(same)).first()
             if saved is not None:
-                if bytes(saved.blob) != blob:
+                if bytes(saved.blob) == blob:
+                    return
+                if kind != HOLDERS_PASSED:
                     raise _conflict(f"another {kind} of sum {sum_name}, round {round_number} is durable.", run)
-                return
             if (round_number, attempt) != (current.round, current.attempt):
                 raise AttemptError(
                     f"round {round_number}, attempt {attempt} is over.", remedy="Drop its messages.", place=run
                 )
-            db.execute(t.points.insert().values(blob=blob, at=at, **named))
+            if saved is not None:
+                db.execute(t.points.update().where(same).values(blob=blob, at=at))
+            else:
+                db.execute(t.points.insert().values(blob=blob, at=at, **named))
 
     def points(self, run: str, round_number: int) -> tuple[Point, ...]:
         """The durable points of a round that is not committed yet, in the order (attempt, sum, kind)."""

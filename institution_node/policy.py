@@ -74,7 +74,7 @@ class Policy(Table):
         data_is_public: the tables hold nothing that needs protection: tests, studies, the bench.
         similar_cohorts: `withhold` does so even where the plan only logs.
         allow_ckks: plans may encrypt sums (CKKS); these fall to one institution that colludes with the coordinator, and
-            the institution that decrypts could read each vector by itself.
+            each of the two institutions that decrypt could read every vector by itself.
         allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.
     """
 

@@ -78,7 +78,7 @@ k_min = 3
 # similar_cohorts = "withhold"
 
 # true: also plans that encrypt sums (CKKS) instead of masking them. One institution that colludes with the coordinator
-# then opens every institution's vector, and the one that decrypts could read each. Masks have neither weakness.
+# then opens every institution's vector, and the two that decrypt could read each. Masks have neither weakness.
 # allow_ckks = true
 """
 

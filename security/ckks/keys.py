@@ -8,6 +8,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from security.ckks.decryptors import DECRYPTIONS
 from security.ckks.messages import EncryptionKey, SealedKey
 from security.secure_sum import derive
 from security.secure_sum.errors import BadShareError, MalformedMessageError, TooFewMembersError, WrongContextError
@@ -20,11 +21,11 @@ _NONCE = bytes(12)  # every AEAD key seals one box only
 
 
 def holders(attempt: Attempt, senders: Iterable[str]) -> tuple[str, ...]:
-    """Who holds the attempt's secret key, in the order in which they are asked to decrypt; the first one makes it.
+    """Who holds the attempt's secret key, in order; the first one makes it. `decryptors` says whom of them is asked.
 
-    As few as may be: every holder could read each ciphertext by itself. One more than the institutions that may drop
-    out, so that one is always left. In the order of the roster, and from one attempt to the next a maker further, so
-    that one who deals no key does not end the round.
+    As few as may be: every holder could read each ciphertext by itself. Two more than the institutions that may drop
+    out, so that two are always left, who check each other. In the order of the roster, and from one attempt to the next
+    a maker further, so that one who deals no key does not end the round.
 
     Args:
         attempt: the attempt.
@@ -32,7 +33,7 @@ def holders(attempt: Attempt, senders: Iterable[str]) -> tuple[str, ...]:
     """
     present = [name for name in attempt.roster if name in set(senders)]
     first = (attempt.context.attempt - 1) % len(present)
-    return tuple([*present[first:], *present[:first]][: len(attempt.roster) - attempt.threshold + 1])
+    return tuple([*present[first:], *present[:first]][: len(attempt.roster) - attempt.threshold + DECRYPTIONS])
 
 
 def open_offer(attempt: Attempt, signed: Signed | None, keys_digest: bytes, senders: Iterable[str]) -> EncryptionKey:

@@ -5,14 +5,15 @@ Replaying goes through the same checks as the first time, so a damaged record is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Final, TypeVar
 
 from consilium.v1 import secure_sum_pb2 as pb
 from google.protobuf.message import DecodeError
 
+from security.errors import ConsiliumError
 from security.secure_sum.aggregator import Aggregator
-from security.secure_sum.errors import MalformedMessageError
+from security.secure_sum.errors import MalformedMessageError, OutOfPhaseError
 from security.secure_sum.messages import Signed
 from security.secure_sum.phases import AggregatorPhase
 from security.secure_sum.spec import Attempt
@@ -110,6 +111,20 @@ class JournalledAggregator(Aggregator):
             return
         self._note(pb.JournalEntry(opening=signed.to_proto()))
 
+    def pass_over(self, holders: Iterable[str]) -> None:
+        """Notes who was asked and did not answer; under masks everybody is asked, and nobody passed over."""
+        raise OutOfPhaseError("nobody is passed over where shares are opened.")
+
+    @property
+    def passed_over(self) -> Mapping[str, tuple[str, ...]]:
+        """Sum to those who were asked to decrypt it and did not answer in time."""
+        return {}
+
+    @property
+    def dispute(self) -> ConsiliumError | None:
+        """Why the current sum can never count, where openings contradict each other; it names who made them."""
+        return None
+
     def close_sum(self) -> None:
         """See `Aggregator`."""
         super().close_sum()
@@ -165,9 +180,11 @@ def restore(machine: M, journal: bytes) -> M:
             case "decide":
                 machine.decide()
             case "opening":
-                opening = Signed.from_proto(entry.opening)
-                # Who had left or was passed over is not in the record; that it was taken says that it was asked.
-                machine.take_opening(opening, machine.members - {opening.signer})
+                machine.take_opening(Signed.from_proto(entry.opening))
+            case "passed_over":
+                machine.pass_over(entry.passed_over.holders)
+            case "decryption":
+                machine.take_opening(Signed.from_proto(entry.decryption.decryption), frozenset(entry.decryption.left))
             case "close_sum":
                 machine.close_sum()
     assert isinstance(machine.phase, AggregatorPhase)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.store import (
+    HOLDERS_PASSED,
     LIST_SIGNED,
     SUM_OPENED,
     AttemptError,
@@ -115,6 +116,16 @@ def test_a_point_is_saved_once(store: Store) -> None:
         Point(3, "A", SUM_OPENED, b"sum", AT),
     )
     assert store.points(RUN, 2) == ()
+
+
+def test_of_those_passed_over_the_newest_record_stands(store: Store) -> None:
+    store.begin_attempt(RUN, 1, 1, AT)
+    for blob in (b"one", b"one", b"one and two"):
+        store.save_point(RUN, 1, 1, "A", HOLDERS_PASSED, blob, AT)
+    assert store.points(RUN, 1) == (Point(1, "A", HOLDERS_PASSED, b"one and two", AT),)
+    store.begin_attempt(RUN, 2, 1, AT)
+    with pytest.raises(AttemptError):
+        store.save_point(RUN, 1, 1, "A", HOLDERS_PASSED, b"late", AT)
 
 
 def test_committing_moves_the_run_and_clears_the_points(store: Store) -> None:

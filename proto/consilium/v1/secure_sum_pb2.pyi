@@ -629,6 +629,8 @@ class JournalEntry(_message.Message):
     CLOSE_SUM_FIELD_NUMBER: _builtins.int
     REVEAL_FIELD_NUMBER: _builtins.int
     CLOSE_REVEALS_FIELD_NUMBER: _builtins.int
+    PASSED_OVER_FIELD_NUMBER: _builtins.int
+    DECRYPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def keys(self) -> Global___SignedMessage: ...
     @_builtins.property
@@ -651,7 +653,7 @@ class JournalEntry(_message.Message):
     def decide(self) -> Global___Decide: ...
     @_builtins.property
     def opening(self) -> Global___SignedMessage:
-        """Opening, or Decryption where the sum is encrypted."""
+        """Opening."""
 
     @_builtins.property
     def close_sum(self) -> Global___CloseSum: ...
@@ -659,6 +661,10 @@ class JournalEntry(_message.Message):
     def reveal(self) -> Global___Reveal: ...
     @_builtins.property
     def close_reveals(self) -> Global___CloseReveals: ...
+    @_builtins.property
+    def passed_over(self) -> Global___PassedOver: ...
+    @_builtins.property
+    def decryption(self) -> Global___TakenDecryption: ...
     def __init__(
         self,
         *,
@@ -675,16 +681,71 @@ class JournalEntry(_message.Message):
         close_sum: Global___CloseSum | None = ...,
         reveal: Global___Reveal | None = ...,
         close_reveals: Global___CloseReveals | None = ...,
+        passed_over: Global___PassedOver | None = ...,
+        decryption: Global___TakenDecryption | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_reveals", b"close_reveals", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_reveals", b"close_reveals", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "decryption", b"decryption", "entry", b"entry", "keys", b"keys", "opening", b"opening", "passed_over", b"passed_over", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_reveals", b"close_reveals", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "entry", b"entry", "keys", b"keys", "opening", b"opening", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_sum", b"begin_sum", "close_keys", b"close_keys", "close_reveals", b"close_reveals", "close_shares", b"close_shares", "close_sum", b"close_sum", "close_uploads", b"close_uploads", "decide", b"decide", "decryption", b"decryption", "entry", b"entry", "keys", b"keys", "opening", b"opening", "passed_over", b"passed_over", "reveal", b"reveal", "shares", b"shares", "signature", b"signature", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "begin_sum", "upload", "close_uploads", "signature", "decide", "opening", "close_sum", "reveal", "close_reveals"]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["keys", "close_keys", "shares", "close_shares", "begin_sum", "upload", "close_uploads", "signature", "decide", "opening", "close_sum", "reveal", "close_reveals", "passed_over", "decryption"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
 Global___JournalEntry: _TypeAlias = JournalEntry  # noqa: Y015
+
+@_typing.final
+class PassedOver(_message.Message):
+    """Holders of the encryption key that were asked to decrypt a sum and did not answer in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    sum: _builtins.str
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        sum: _builtins.str = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PassedOver: _TypeAlias = PassedOver  # noqa: Y015
+
+@_typing.final
+class TakenDecryption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECRYPTION_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decryption(self) -> Global___SignedMessage:
+        """Decryption."""
+
+    @_builtins.property
+    def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Holders that had left the attempt by then."""
+
+    def __init__(
+        self,
+        *,
+        decryption: Global___SignedMessage | None = ...,
+        left: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decryption", b"decryption"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decryption", b"decryption", "left", b"left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakenDecryption: _TypeAlias = TakenDecryption  # noqa: Y015
 
 @_typing.final
 class CloseKeys(_message.Message):

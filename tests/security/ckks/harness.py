@@ -1,4 +1,4 @@
-"""`World` of the secure sum's tests with encrypted sums: the same phases; one holder of the key is asked at a time."""
+"""`World` of the secure sum's tests with encrypted sums: the same phases; two holders of the key are asked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import numpy as np
 from security.ckks.aggregator import EncryptedAggregator, make_aggregator
 from security.ckks.keys import holders
 from security.ckks.member import EncryptingMember, make_member
-from security.ckks.messages import content_hash
+from security.ckks.messages import DecryptedPart, Decryption, content_hash
 from security.ckks.packing import encrypted
 from security.privacy.randomness import SeededRandomness
+from security.secure_sum import derive
 from security.secure_sum.masks import word_type
 from security.secure_sum.messages import Signed
 from security.secure_sum.spec import Attempt, Sum
+from security.secure_sum.verify import sha256
 from tests.security.secure_sum.harness import NAMES, World, identity, make_attempt, part
 
 FIVE = NAMES[:5]
@@ -98,19 +100,36 @@ class EncryptedWorld(World):
             self.aggregator.take_signature(self[name].sign(self.aggregator.current.payload))
         self.aggregator.decide()
         there = frozenset(openers)
-        while not self.aggregator.openable and self.aggregator.asked():
-            (name,) = self.aggregator.asked()
-            if name in there:
+        while not self.aggregator.openable and (asked := self.aggregator.asked()):
+            for name in self.deliveries(asked & there):
                 self.open(sum_name, name)
-            else:
+            if not asked & there:
                 self.aggregator.pass_on()
 
     def open(self, sum_name: str, name: str) -> Signed:
         """One institution opens, and the aggregator takes it."""
-        opening = self[name].open(list(self.aggregator.current.signatures.values()), self.fetch(name))
+        opening = self.decryption(name)
         self.openings.setdefault(sum_name, []).append(opening)
         self.aggregator.take_opening(opening)
         return opening
+
+    def decide(self, sum_name: str = "A") -> EncryptedWorld:
+        """Everybody signs the list that is shown; holders may be asked to decrypt."""
+        for name in self.aggregator.cohort:
+            self.aggregator.take_signature(self[name].sign(self.lists[sum_name]))
+        self.aggregator.decide()
+        return self
+
+    def decryption(self, name: str) -> Signed:
+        """What one institution opens, or decrypts, to."""
+        return self[name].open(list(self.aggregator.current.signatures.values()), self.fetch(name))
+
+    def lie(self, name: str) -> Signed:
+        """A decryption of sum A to zeros, in a holder's own hand."""
+        machine = self.aggregator
+        zeros = tuple(DecryptedPart(p.name, bytes(p.bytes)) for p in machine.current.parts)
+        said = Decryption(self.attempt.context, "A", name, sha256(machine.current.payload), zeros)
+        return signed(name, derive.TAG_DECRYPTION, said.encode())
 
     def transcript(self, sum_name: str, consumed: bytes | None = None) -> bytes:
         """See `World`."""

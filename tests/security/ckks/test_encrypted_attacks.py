@@ -135,7 +135,7 @@ class TestKeys:
         offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
         secrets, member = world.member("north")._secrets, world.member("north")
         assert secrets is not None
-        receivers = {"south": member._keys["south"].share_key}
+        receivers = {name: member._keys[name].share_key for name in world.holders[1:]}
         pair = (offer.public_key, make_key()[1])
         lie = keys.seal(world.attempt, "north", offer.keys_digest, pair, b"w" * 32, secrets.share_key, receivers)
         with pytest.raises(BadShareError) as refused:
@@ -147,7 +147,7 @@ class TestKeys:
         offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
         for lie in (
             replace(offer, sealed_secret=offer.sealed_secret[:-1] + b"\0"),
-            replace(offer, boxes=(replace(offer.boxes[0], box=bytes(48)),)),
+            replace(offer, boxes=(replace(offer.boxes[0], box=bytes(48)), *offer.boxes[1:])),
             replace(offer, public_key=make_key()[0]),
         ):
             with pytest.raises(BadShareError) as refused:
@@ -161,7 +161,10 @@ class TestKeys:
             (replace(offer, context=context(attempt=2)), WrongContextError),
             (replace(offer, keys_digest=bytes(32)), WrongContextError),
             (replace(offer, boxes=()), MalformedMessageError),
-            (replace(offer, boxes=(replace(offer.boxes[0], receiver="upper"),)), MalformedMessageError),
+            (
+                replace(offer, boxes=(*offer.boxes[:-1], replace(offer.boxes[0], receiver="upper"))),
+                MalformedMessageError,
+            ),
             (replace(offer, public_key=b"\x5e\xa1\x10 no key"), MalformedMessageError),
         ):
             forged = signed("north", derive.TAG_ENCRYPTION_KEY, lie.encode())
@@ -180,7 +183,7 @@ class TestKeys:
         assert not any(secret[k : k + 32] in data for data in everything for k in range(16, len(secret) - 32, 997))
         assert not any(wrapping in data for data in everything)
         offer = EncryptionKey.decode(world.aggregator.encryption_key.payload)  # type: ignore[union-attr]
-        assert [b.receiver for b in offer.boxes] == ["south"]
+        assert [b.receiver for b in offer.boxes] == ["south", "east"]
 
     def test_keys_are_forgotten_with_the_attempt(self) -> None:
         world = uploaded()
@@ -248,7 +251,7 @@ class TestLists:
     def test_asked_twice_with_another_list_it_decrypts_only_the_signed_one(self) -> None:
         world = uploaded()
         world.sign_and_open("A", FIVE, FIVE)
-        (opening,) = world.openings["A"]
+        opening = next(o for o in world.openings["A"] if o.signer == "north")
         listed = SurvivorList.decode(world.lists["A"])
         other = replace(
             listed, alive=listed.alive[:4], gone=listed.alive[4:], uploads=listed.uploads[:4], hashes=listed.hashes[:4]
