@@ -20,6 +20,8 @@ from federation.settings import model_encoding, optimiser_settings, proximity_se
 from federation.setup import feature_encoding
 from federation.thinning import Thinning
 from institution_node.trainer import Trajectory
+from institution_node.updates import as_array
+from security.privacy.randomness import SeededRandomness
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Part
 from tests.institution_node.lied_to import VICTIM, started, until
@@ -314,3 +316,20 @@ def test_an_invented_sum_leaves_nobody_s_losses_alone_but_with_the_paper_s_proxi
     holders = [n for n in federation.plan.roster if "image" in federation.plan.institution(n).modalities]
     assert preferred(federation, "cosine") == holders
     assert preferred(federation, "inner") == ["lusc-3"]  # the only one with images alone
+
+
+def test_who_still_moves_an_encoder_where_a_coordinator_sets_the_shared_classifiers_to_zero() -> None:
+    """docs/threat-model.md, "A model that silences most institutions": those whose classifier it does not have."""
+    federation = finished(small_plan(9, rounds=1))
+    moving: list[str] = []
+    for name, work in federation.works.items():
+        prepared = work._prepared
+        assert prepared is not None
+        weights = copied(prepared.weights())
+        for component in weights:
+            if component.startswith("classifier/") and component in prepared.shared:
+                weights[component][:] = 0
+        updates = prepared.trainer.train(weights, {}, 0.01, SeededRandomness(1, name)).checked(weights)
+        if "encoder/image" in updates and np.any(as_array(updates["encoder/image"])):
+            moving.append(name)
+    assert moving == ["brca-2", "lusc-2"]
