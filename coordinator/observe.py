@@ -140,7 +140,7 @@ class RunObserver(Observer):
         """See `Observer`."""
         self._metrics.add(m.REFUSALS, reason="share-complaint")
         self.event("share-complaint", institution=institution, dealer=dealer)
-        self._recorder.audit("share-complaint", institution=institution, dealer=dealer, plan=self._run)
+        self._recorder.audit("share-complaint", institution=institution, peer=dealer, plan=self._run)
 
     def expelled(self, institution: str, code: str) -> None:
         """See `Observer`."""

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from consilium.v1 import service_pb2 as pb
+from prometheus_client import CollectorRegistry
 
 from coordinator.disputes import EXPELLED
+from coordinator.observe import RunObserver
+from coordinator.records import Recorder
 from coordinator.status import institutions_of
 from institution_node.session import Reply
+from monitoring.metrics import CoordinatorMetrics
+from security.audit import AuditLog
 from security.secure_sum import derive
 from security.secure_sum.complaints import BAD_SHARES, FALSE_COMPLAINTS, Complaint
 from security.secure_sum.errors import EquivocationError, OutOfPhaseError, WrongContextError
 from security.secure_sum.messages import ShareMessage, Signed
+from studies.memory_coordinator import EPOCH
 from tests.coordinator.following import Heard, kind, place
 from tests.federation.plaintext_rounds import check_model
 from tests.plans import example_identity
@@ -236,3 +243,23 @@ def test_replayed_second_and_late_complaints_change_nothing() -> None:
     assert checked == ["second", "late", "replayed"]
     assert set(heard.complaints) == {(liar, victim)}
     assert heard.expulsions == []
+
+
+def test_complaints_and_their_end_are_in_metrics_events_and_audit_log(tmp_path: Path) -> None:
+    federation, _ = federation_of(9, rounds=1)
+    bad = federation.plan.roster[4]
+    deals_garbage(federation, bad, lambda: federation.plan.roster)
+    metrics, log, key = CoordinatorMetrics(CollectorRegistry()), tmp_path / "audit", federation.run.key
+    with AuditLog(log, EPOCH) as audit:
+        recorder = Recorder(federation.coordinator.store, audit, lambda: EPOCH)
+        federation.run._observer = RunObserver(key, federation.plan, metrics, recorder, lambda record: None)
+        assert federation.run_to_end() == "finished"
+        recorder.close()
+    for reason in ("share-complaint", BAD_SHARES):
+        assert metrics.registry.get_sample_value("consilium_refusals_total", {"reason": reason})
+    events = [(e.kind, e.fields) for e in federation.coordinator.store.events(key)]
+    assert ("expelled", {"institution": bad, "reason": BAD_SHARES}) in events
+    assert {fields["dealer"] for kind_, fields in events if kind_ == "share-complaint"} == {bad}
+    written = log.read_text()
+    assert "share-complaint" in written
+    assert "institution-blamed" in written
