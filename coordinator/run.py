@@ -352,9 +352,9 @@ class Run:
                 elif attempt.undecidable() or self._clock.late(now, deadlines.signatures):
                     self._fail_attempt(attempt, "missing-signatures", now)
             case AggregatorPhase.OPENINGS:
-                if (dispute := machine.dispute) is not None:
-                    self._observer.blamed(dispute.culprits, dispute.code)
-                    self._fail_attempt(attempt, dispute.code, now)
+                if (lie := machine.contradiction) is not None:
+                    self._observer.blamed(lie.culprits, lie.code)
+                    self._fail_attempt(attempt, lie.code, now)
                 elif not attempt.folding and not attempt.openable and self._clock.late(now, deadlines.openings):
                     self._pass_on(attempt, now)
             case AggregatorPhase.DONE:

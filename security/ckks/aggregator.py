@@ -140,7 +140,7 @@ class EncryptedAggregator(JournalledAggregator):
         return {digest.hex(): name for name, digest in zip(listed.alive, listed.hashes, strict=True)}
 
     def take_opening(self, signed: Signed, gone: Set[str] = frozenset()) -> None:
-        """See `Aggregator`; of an encrypted sum it is a decryption. Two settle the sum, by `unmask` or by `dispute`.
+        """See `Aggregator`; of an encrypted sum it is a decryption. Two settle it, by `unmask` or by `contradiction`.
 
         Raises:
             OutOfPhaseError: by a holder that was not asked, or once two have answered: it would decide the sum in the
@@ -179,12 +179,12 @@ class EncryptedAggregator(JournalledAggregator):
         """See `Aggregator`."""
         if not self._encrypted:
             return super().openable
-        return self._answers == decryptors.DECRYPTIONS and self.dispute is None
+        return self._answers == decryptors.DECRYPTIONS and self.contradiction is None
 
     @property
-    def dispute(self) -> decryptors.DecryptionsDifferError | None:
+    def contradiction(self) -> decryptors.DecryptionsDifferError | None:
         """See `JournalledAggregator`."""
-        return decryptors.dispute(self._decrypted.get(self.current.name, {}))
+        return decryptors.contradiction(self._decrypted.get(self.current.name, {}))
 
     @property
     def _answers(self) -> int:
@@ -200,8 +200,8 @@ class EncryptedAggregator(JournalledAggregator):
         if not self._encrypted:
             return super().unmask()
         self._after(AggregatorStep.TAKE_OPENING)
-        if (dispute := self.dispute) is not None:
-            raise dispute
+        if (error := self.contradiction) is not None:
+            raise error
         if self._answers < decryptors.DECRYPTIONS:
             raise TooFewMembersError("fewer than two holders of the key have decrypted the fold.", remedy="Wait.")
         decrypted = next(iter(self._decrypted[self.current.name].values()))

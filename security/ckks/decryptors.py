@@ -48,7 +48,7 @@ def to_ask(attempt: Attempt, list_digest: bytes, living: Sequence[str], answered
     return frozenset(waiting[:missing] if 0 < missing <= len(waiting) else ())
 
 
-def dispute(decrypted: Mapping[str, Decryption]) -> DecryptionsDifferError | None:
+def contradiction(decrypted: Mapping[str, Decryption]) -> DecryptionsDifferError | None:
     """What holders of the key contradict each other in, naming them; None: they agree, as far as they have answered."""
     names = tuple(decrypted)
     if len({decrypted[name].parts for name in names}) < 2:

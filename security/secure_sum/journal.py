@@ -121,7 +121,7 @@ class JournalledAggregator(Aggregator):
         return {}
 
     @property
-    def dispute(self) -> ConsiliumError | None:
+    def contradiction(self) -> ConsiliumError | None:
         """Why the current sum can never count, where openings contradict each other; it names who made them."""
         return None
 

@@ -76,7 +76,7 @@ class TestLyingDecryptor:
                 assert world.aggregator.asked() == frozenset()
                 again = restarted(world)
                 assert not again.openable
-                assert getattr(again.dispute, "culprits", ()) == getattr(error, "culprits", ())
+                assert getattr(again.contradiction, "culprits", ()) == getattr(error, "culprits", ())
 
     def test_one_decryption_opens_nothing(self) -> None:
         world, first, drawn, _ = decided()
@@ -85,7 +85,7 @@ class TestLyingDecryptor:
         refuses(TooFewMembersError, world.aggregator.unmask)
         world.open("A", drawn)
         assert world.aggregator.openable
-        assert world.machine.dispute is None
+        assert world.machine.contradiction is None
         assert world.finish_sum("A") == world.expected("A", FIVE)
 
     def test_where_one_holder_is_left_nothing_is_decrypted(self) -> None:
