@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +62,7 @@ def run_cells(
     store: ResultStore,
     processes: int = 2,
     progress: Progress | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> dict[Cell, CellResult]:
     """The results of all cells: those that the store has, and the others computed and stored.
 
@@ -72,6 +73,7 @@ def run_cells(
         store: of results.
         processes: that work at a time; 1: this one alone.
         progress: told after each computed cell.
+        enough: asked before each batch; True: no further one is begun, and the cells of those are missing.
 
     Raises:
         StudyError: a cell cannot be run, or failed; what was computed before is stored.
@@ -85,14 +87,14 @@ def run_cells(
         else:
             found[cell] = CellResult.from_json(kept)
     done = 0
-    for batch, results in _computed(_batches(missing), source, processes):
+    for batch, results in _computed(_batches(missing), source, processes, enough):
         for cell, result in zip(batch, results, strict=True):
             store.put(cell.description(data), result.to_json())
             found[cell] = result
             done += 1
             if progress is not None:
                 progress(done, len(missing), cell)
-    return {cell: found[cell] for cell in dict.fromkeys(cells)}
+    return {cell: found[cell] for cell in dict.fromkeys(cells) if cell in found}
 
 
 def _batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
@@ -103,22 +105,33 @@ def _batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
         shared = {name: changes.get(name) for name in ("model", "training", "modalities")}
         alike = [cell.recipe, cell.task, cell.rounds, shared, "" if cell.federated else cell.method]
         groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
-    return [tuple(g[k : k + TOGETHER]) for g in groups.values() for k in range(0, len(g), TOGETHER)]
+    place = {cell: k for k, cell in enumerate(cells)}
+    batches = [tuple(g[k : k + TOGETHER]) for g in groups.values() for k in range(0, len(g), TOGETHER)]
+    return sorted(batches, key=lambda batch: place[batch[0]])
 
 
 def _computed(
-    batches: Sequence[tuple[Cell, ...]], source: Source, processes: int
+    batches: Sequence[tuple[Cell, ...]], source: Source, processes: int, enough: Callable[[], bool]
 ) -> Iterator[tuple[tuple[Cell, ...], list[CellResult]]]:
     if processes == 1 or len(batches) <= 1:
         for batch in batches:
+            if enough():
+                return
             yield batch, run_batch(batch, source)
         return
     context = multiprocessing.get_context("spawn")  # torch and gRPC survive no fork
     with ProcessPoolExecutor(min(processes, len(batches)), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(run_batch, batch, source): batch for batch in batches}
+        waiting, running = list(reversed(batches)), dict[Future[list[CellResult]], tuple[Cell, ...]]()
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+            while True:
+                while waiting and len(running) < processes and not enough():
+                    batch = waiting.pop()
+                    running[pool.submit(run_batch, batch, source)] = batch
+                if not running:
+                    return
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield running.pop(future), future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
