@@ -80,8 +80,9 @@ class PartKey:
     seed_commitment: bytes
 
     def __post_init__(self) -> None:
-        require_lengths(_KEY_BYTES, "a mask key", self.public_key)
-        require_lengths(_DIGEST_BYTES, "a commitment", self.seed_commitment)
+        if len(self.public_key) != _KEY_BYTES or len(self.seed_commitment) != _DIGEST_BYTES:
+            require_lengths(_KEY_BYTES, "a mask key", self.public_key)
+            require_lengths(_DIGEST_BYTES, "a commitment", self.seed_commitment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class KeyMessage:
         return KeyMessage(context_from_proto(m.context), m.sender, m.share_key, parts, m.graph_commitment)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SealedShare:
     """One dealer's two shares (seed, mask key) of one part for one shareholder, sealed; and commitments to both."""
 
@@ -141,7 +142,7 @@ class SealedShare:
         require_lengths(_DIGEST_BYTES, "a commitment", self.seed_share_commitment, self.key_share_commitment)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShareMessage:
     """Phase 2: from one dealer to one shareholder, every part of the dealer in plan order."""
 

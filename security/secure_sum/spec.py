@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from security.errors import ConfigurationError
@@ -37,6 +38,13 @@ class Context:
             raise ConfigurationError("a run and an opening are digests of 32 bytes.")
         if not (0 <= self.round < 2**32 and 1 <= self.attempt < 2**32):
             raise ConfigurationError("rounds count from 0 and attempts from 1, below 2^32.")
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.federation, self.run, self.round, self.attempt, self.opening))
+
+    def __hash__(self) -> int:  # once: every key and commitment of an attempt is derived within its context
+        return self._hash
 
 
 @dataclass(frozen=True)
@@ -203,9 +211,11 @@ class Attempt:
 
     def keyed_parts(self, institution: str) -> tuple[tuple[str, Part], ...]:
         """(sum name, part) of every part that this institution masks, in plan order."""
-        return tuple(
-            (s.name, p) for s in self.sums if not s.encrypted for p in s.parts if institution in p.contributors
-        )
+        return tuple(each for each in self._masked_parts if institution in each[1].contributors)
+
+    @cached_property
+    def _masked_parts(self) -> tuple[tuple[str, Part], ...]:
+        return tuple((s.name, p) for s in self.sums if not s.encrypted for p in s.parts)
 
     def uploaded_parts(self, sum_name: str, cohort: frozenset[str], institution: str) -> tuple[Part, ...]:
         """What an institution uploads for a sum, in plan order: parts with at least `k_min` contributors in the cohort.
