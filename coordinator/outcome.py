@@ -77,6 +77,10 @@ class RoundOutcome:
             return self._state
         return _with_statistics(self._state, round_, self.statistics, self._plan.evaluation)
 
+    def words(self) -> set[str]:
+        """Content digests of everything that was opened."""
+        return {p.words for data in self.opened for p in pb.OpenedSum.FromString(data).parts}
+
     def names(self) -> list[str]:
         """Names of the sums that are open, in order."""
         return [pb.OpenedSum.FromString(data).sum for data in self.opened]

@@ -505,11 +505,14 @@ class Run:
         self._store.commit_round(self.key, self.round, record, self.state.to_json(), now)
         self._observer.committed(record, attempt.outcome.statistics)
         self.spool.discard_round(self.key, self.round)
-        self.content.collect(self.state.digests())  # the opened sums too: nobody can ask for them any more
         self._clock = PhaseClock(now)
         self.traffic.clear()
         self.round += 1
-        if not self._finish_if_due(now):
+        over = self._finish_if_due(now)
+        # Nobody can ask for opened sums any more, and the next round needs their room. Those of a run that is over stay:
+        # whoever doubts its last model can make it again.
+        self.content.collect(self.state.digests() | (attempt.outcome.words() if over else set()))
+        if not over:
             self._begin_attempt(1, now)
 
     def _finish_if_due(self, now: datetime) -> bool:
