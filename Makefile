@@ -46,6 +46,7 @@ bench-large: $(VENV)/.demo ## Up to 300 institutions, and the paper's 513.7 mill
 	$(BIN)/python -m deploy.bench_scaling
 	$(BIN)/python -m deploy.bench --set many --passes 1
 	$(BIN)/python -m deploy.bench_large
+	$(BIN)/python -m deploy.bench_large --optimiser fedadam --cases masks:0
 
 soak: $(VENV)/.demo ## 200 rounds over real processes: memory and open files must not grow
 	$(BIN)/python -m deploy.bench_soak

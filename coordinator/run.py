@@ -350,8 +350,8 @@ class Run(Intake):
         self.traffic.clear()
         self.round += 1
         over = self._finish_if_due(now)
-        # Nobody can ask for opened sums any more, and the next round needs their room. Those of a run that is over stay:
-        # whoever doubts its last model can make it again.
+        # Nobody can ask for opened sums any more, and the next round needs their room. Those of a run that is over
+        # stay: whoever doubts its last model can make it again.
         self.content.collect(self.state.digests() | (attempt.outcome.words() if over else set()))
         if not over:
             self._begin_attempt(1, now)

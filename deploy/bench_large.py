@@ -2,7 +2,8 @@
 
 Nine institutions, of whom six own the mRNA encoder, as real processes over mTLS; without masks, with them, and with a
 dropout. Updates are made from a counter as they are read, in place of training. Everything rests in files; what each
-process holds is read from the processes themselves. Rows join bench/results.json, bench/large.json has every process.
+process holds is read from the processes themselves. Rows join bench/results.json (those of FedAvg, the default),
+bench/large.json has every process.
 """
 
 from __future__ import annotations
