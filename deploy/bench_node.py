@@ -6,6 +6,7 @@ the key phase, where recovering it costs most.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from types import FrameType
 
 import numpy as np
 import numpy.typing as npt
+from prometheus_client import CollectorRegistry
 
 from deploy.bench_plan import PATIENTS
 from federation.layout import Layout
@@ -30,11 +32,17 @@ from institution_node.local_run import LocalRun
 from institution_node.memory import FolderMemory
 from institution_node.model_files import ModelShelf, weights_folder
 from institution_node.node import Assignment, Node
+from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, load_policy
+from institution_node.recorder import Recorder
+from institution_node.service import AUDIT_LOG, RUNS
 from institution_node.session import RoundWork
 from institution_node.trainer import Evaluation, SubsetLosses, Trajectory
 from institution_node.updates import Update
 from monitoring.allocation import keep_freed_memory
+from monitoring.logging import configure_logging
+from monitoring.metrics import NodeLocalMetrics, NodeShareableMetrics
+from security.audit import AuditLog
 from security.privacy.randomness import Randomness, SystemRandomness, numpy_generator
 from security.signing import public_key_text
 from security.tls import TlsFiles, load
@@ -131,7 +139,7 @@ def generated_patients(plan: Plan, institution: str, rng: Randomness) -> Institu
 
 
 @contextmanager
-def _work(a: Assignment, config: NodeConfig) -> Iterator[RoundWork]:
+def _work(a: Assignment, config: NodeConfig, recorder: Recorder) -> Iterator[RoundWork]:
     folder = weights_folder(config.state, a.run)
     with closing(ModelShelf(folder, slots=config.disk.optimiser_slots)) as shelf:
         yield LocalRun(
@@ -141,6 +149,7 @@ def _work(a: Assignment, config: NodeConfig) -> Iterator[RoundWork]:
             a.library,
             a.memory,
             a.randomness,
+            recorder=recorder,
             make_trainer=GeneratedVectors,
             shelf=shelf,
         )
@@ -151,6 +160,7 @@ def main(config_path: Path) -> None:
     from institution_node.grpc_link import GrpcLink
 
     keep_freed_memory()
+    configure_logging(level=logging.INFO, json=True)
     config = load_node_config(config_path)
     policy = load_policy(config.policy)
     files = TlsFiles(config.tls.certificate, config.tls.key, config.tls.authority, config.tls.revocations)
@@ -165,16 +175,22 @@ def main(config_path: Path) -> None:
     signal.signal(signal.SIGTERM, end)
     own = NodeIdentity(config.federation, config.institution, public_key_text(key.public), tuple(config.data.tables))
     rng = SystemRandomness()
-    link = GrpcLink(config.coordinator, files, stop=stop)
+    # What a node writes down is part of what it costs: an entry of the audit log is flushed to the disk.
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    audit = AuditLog(config.state / AUDIT_LOG, datetime.now(UTC))
+    registries = NodeShareableMetrics(CollectorRegistry()), NodeLocalMetrics(CollectorRegistry())
+    observer = NodeObserver(config.institution, *registries, audit)
+    link = GrpcLink(config.coordinator, files, stop=stop, watcher=observer)
     node = Node(
         link,
         own,
         key,
         lambda: policy,
-        FolderMemory(config.state / "runs"),
+        FolderMemory(config.state / RUNS),
         rng,
         lambda plan: generated_patients(plan, config.institution, rng),
-        lambda assignment: _work(assignment, config),
+        lambda assignment: _work(assignment, config, observer),
+        watcher=observer,
     )
     ready = os.environ.get("CONSILIUM_BENCH_READY")
     while True:
