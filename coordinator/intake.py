@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from coordinator.attempt import Attempt
+from coordinator.attempt import DISPUTED, Attempt
 from coordinator.disputes import EXPELLED, Disputes
 from coordinator.errors import NotEnrolledError, RunEndedError
 from coordinator.observer import Observer
@@ -111,8 +111,14 @@ class Intake(ABC):
             self.tick(now)
 
     def take_keys(self, signed: Signed, now: datetime) -> None:
-        """A key message; see `Aggregator.take_keys` for the errors."""
+        """A key message; see `Aggregator.take_keys` for the errors.
+
+        Raises:
+            NotEnrolledError: its sender sits this attempt out.
+        """
         attempt = self._attempt_for(signed.signer)
+        if attempt.withdrawn.get(signed.signer) == DISPUTED:
+            raise NotEnrolledError(f"{signed.signer!r} sits this attempt out.", remedy="Ask for the next directive.")
         new = signed.signer not in attempt.machine.keys
         attempt.machine.take_keys(signed)
         if new:  # it could not before and now can; whoever leaves with its keys sent has destroyed them

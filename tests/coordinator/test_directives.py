@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from consilium.v1 import service_pb2 as pb
 
+from coordinator.attempt import DISPUTED
 from coordinator.directives import directive_for
+from coordinator.errors import NotEnrolledError
 from coordinator.folding import run_job
 from coordinator.observer import Observer
 from coordinator.run import Run
@@ -179,6 +182,18 @@ def test_who_withdrew_before_it_had_keys_comes_back_with_its_first_ones() -> Non
     table.run.withdraw(name, 0, attempt.number, "node-stopped", NOW)
     table.run.take_keys(keys, NOW)
     assert not attempt.withdrawn
+
+
+def test_who_sits_an_attempt_out_over_disputed_shares_does_not_come_back_by_sending_keys() -> None:
+    table = Table()
+    attempt, name = table.run.attempt, NAMES[1]
+    assert attempt is not None
+    keys = table.followers[name].keys(table.told(name))
+    attempt.withdrawn[name] = DISPUTED
+    with pytest.raises(NotEnrolledError, match="sits this attempt out"):
+        table.run.take_keys(keys, NOW)
+    assert attempt.withdrawn == {name: DISPUTED}
+    assert name not in attempt.machine.keys
 
 
 def test_shareholders_without_an_upload_sign_and_open_too() -> None:
