@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from consilium.v1 import service_pb2 as pb
 from prometheus_client import CollectorRegistry
@@ -24,6 +25,8 @@ from security.secure_sum.errors import EquivocationError, OutOfPhaseError, Wrong
 from security.secure_sum.messages import ShareMessage, Signed
 from studies.memory_coordinator import EPOCH
 from tests.coordinator.following import Heard, kind, place
+from tests.coordinator.parties import NAMES, RUN, Connections, Party, start, to_uploads
+from tests.coordinator.serving import SECONDS, Serving, code_of
 from tests.federation.plaintext_rounds import check_model
 from tests.plans import example_identity
 from tests.small_federation import SmallFederation, small_plan
@@ -263,3 +266,28 @@ def test_complaints_and_their_end_are_in_metrics_events_and_audit_log(tmp_path: 
     written = log.read_text()
     assert "share-complaint" in written
     assert "institution-blamed" in written
+
+
+def test_over_grpc_a_complaint_is_taken_from_its_signer_alone_and_answered(tmp_path: Path) -> None:
+    serving = Serving(tmp_path)
+    try:
+        start(serving)
+        with Connections(serving) as stubs:
+            parties = [Party(stub, name) for stub, name in zip(stubs, NAMES, strict=True)]
+            for party in parties:
+                party.enrol()
+            to_uploads(parties)
+            told = parties[1].told()
+            assert not told.contribute.complained
+            about = Signed.from_proto(told.contribute.shares[0])
+            said = Complaint.about(ShareMessage.decode(about.payload).context, NAMES[1], [about]).encode()
+            lie = Signed(NAMES[1], said, example_identity(1).sign(derive.TAG_COMPLAINT, said))
+            request = pb.SubmitRequest(run=RUN, complaint=lie.to_proto(), known=told.serial, wait_seconds=10.0)
+            with pytest.raises(grpc.RpcError) as refused:
+                parties[2].stub.Submit(request, timeout=SECONDS)
+            assert code_of(refused.value)[1] == "not-the-signer"
+            answer = parties[1].stub.Submit(request, timeout=SECONDS).directive
+            assert answer.contribute.complained
+            assert not parties[2].told().contribute.complained
+    finally:
+        serving.close()
