@@ -143,8 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.sizes:
         wanted = cases(chosen.sizes, chosen.institutions, chosen.dropouts, chosen.transport)
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder, RateMeter(Path(folder)) as meter:
-        rows = rows_of(run(wanted, chosen.passes, meter, Path(folder), chosen.rounds))
-    show(save(chosen.out, rows))
+        measured: list[tuple[Case, Measured]] = []
+        for case in run(wanted, chosen.passes, meter, Path(folder), chosen.rounds):
+            measured.append(case)
+            kept = save(chosen.out, rows_of(measured))  # a case that fails takes nothing with it
+    show(kept)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def bench_plan(keys: Mapping[str, str], case: Case, rounds: int, federation: str
     thinned = ComponentRule(name=encoder(MODALITY), fraction=case.fraction)
     return Plan(
         federation=federation,
-        run=f"bench-{case.parameters}-{case.backend}-{case.word_bits}-{case.fraction:g}",
+        run=f"bench-{case.parameters}-{case.backend}-{case.word_bits}-{round(1000 * case.fraction)}",
         seed=1,
         rounds=rounds,
         data="synthetic",

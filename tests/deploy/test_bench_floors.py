@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deploy.bench import default_cases, many_cases
 from deploy.bench_floors import (
     ComponentLoad,
     Rates,
@@ -19,6 +20,7 @@ from deploy.bench_floors import (
 )
 from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
 from deploy.bench_rows import Case
+from federation.plan_check import find_problems
 from security.signing import public_key_text
 from tests.plans import example_identity
 
@@ -91,6 +93,12 @@ def test_the_loads_of_a_plan_are_its_summed_components() -> None:
         assert encoder.parameters == pytest.approx(20_000_000, rel=0.01)
         assert (encoder.filed, classifier.filed) == (True, False)
         assert owned_parameters([encoder, classifier]) == 4 * (encoder.parameters + classifier.parameters)
+
+
+@pytest.mark.parametrize("case", [Case(9, 10_000_000, fraction=0.1), *default_cases(), *many_cases()], ids=str)
+def test_the_plan_of_every_case_may_run(case: Case) -> None:
+    keys = {f"node-{k + 1}": public_key_text(example_identity(k).public) for k in range(case.institutions)}
+    assert find_problems(bench_plan(keys, case, 2, "bench")) == ()
 
 
 def test_of_a_thinned_component_only_what_is_sent_travels() -> None:
