@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from studies.cells import Cell, changes_of
 from studies.federation import StudyError
+from studies.methods import ALONE
+from studies.recipes import institutions
 from studies.tasks import EARLY_LATE, STAGE_I_II, THREE_STAGES, Task
 from studies.tcga import FOLDS
 
@@ -56,18 +58,22 @@ class Study:
     against: str
     rounds: int = DEMO_ROUNDS
 
-    def cell(self, variant: Variant, seed: int, fold: int) -> Cell:
-        """One run of it."""
-        return Cell(
-            variant.recipe, self.task.name, variant.method, seed, fold, self.rounds, changes_of(**variant.changes)
+    def of(self, variant: Variant, seed: int, fold: int) -> tuple[Cell, ...]:
+        """The runs of one variant on one split: one, or of `alone` one an institution, whose figures are averaged."""
+        methods = (
+            tuple(f"{ALONE}/{name}" for name in institutions(variant.recipe))
+            if variant.method == ALONE
+            else (variant.method,)
         )
+        changes = changes_of(**variant.changes)
+        return tuple(Cell(variant.recipe, self.task.name, m, seed, fold, self.rounds, changes) for m in methods)
 
     def cells(self, seeds: Sequence[int], folds: int = FOLDS) -> Iterator[Cell]:
         """All of them, split by split: a study that is cut short has all variants of the splits that it has."""
         for seed in seeds:
             for fold in range(folds):
                 for variant in self.variants:
-                    yield self.cell(variant, seed, fold)
+                    yield from self.of(variant, seed, fold)
 
 
 METHODS: Final = (
@@ -75,6 +81,7 @@ METHODS: Final = (
     Variant("HGB", "hgb"),
     Variant("DGB", "dgb"),
     Variant("DGB + PCW", "dgb+pcw"),
+    Variant("each alone", ALONE),
     Variant("pooled", "pooled"),
     Variant("all modalities everywhere", CM_FL, "upper bound"),
     Variant("cohort only", "cohort-only"),

@@ -89,7 +89,7 @@ def complete_splits(study: Study, results: Mapping[Cell, CellResult]) -> list[Sp
     """Seed and fold of the splits that every variant has, in order; only seeds with as many folds as the others."""
     found: dict[int, list[int]] = {}
     for seed, fold in sorted({(cell.seed, cell.fold) for cell in results}):
-        if all(study.cell(v, seed, fold) in results for v in study.variants):
+        if all(cell in results for v in study.variants for cell in study.of(v, seed, fold)):
             found.setdefault(seed, []).append(fold)
     most = max(map(len, found.values()), default=0)
     return [(seed, fold) for seed, folds in found.items() if len(folds) == most for fold in folds]
@@ -99,8 +99,13 @@ def _figures(
     study: Study, variant: Variant, splits: Sequence[Split], results: Mapping[Cell, CellResult]
 ) -> dict[str, list[float]]:
     """Metric to its value in every split; a metric that some split cannot give is left out."""
-    each = [_of_split(results[study.cell(variant, *split)]) for split in splits]
+    each = [_mean([_of_split(results[cell]) for cell in study.of(variant, *split)]) for split in splits]
     return {m: [split[m] for split in each] for m in each[0] if all(m in split for split in each)}
+
+
+def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the figures that all have."""
+    return {m: sum(f[m] for f in figures) / len(figures) for m in figures[0] if all(m in f for f in figures)}
 
 
 def _of_split(result: CellResult) -> dict[str, float]:

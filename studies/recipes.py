@@ -42,6 +42,22 @@ RECIPES: Final[Mapping[str, tuple[tuple[str, ...], Recipe]]] = {
 """Name to its cohorts and how they are dealt."""
 
 
+def institutions(recipe: str) -> tuple[str, ...]:
+    """Names of a federation's institutions.
+
+    Raises:
+        StudyError: no such recipe.
+    """
+    cohorts, _ = _recipe(recipe)
+    return tuple(f"{cohort.lower()}-{k + 1}" for cohort in cohorts for k in range(3))
+
+
+def _recipe(name: str) -> tuple[tuple[str, ...], Recipe]:
+    if name not in RECIPES:
+        raise StudyError(f"there is no federation {name!r}.", remedy=f"Choose from: {', '.join(RECIPES)}.")
+    return RECIPES[name]
+
+
 @lru_cache(maxsize=4)
 def _cohorts(root: Path | None, names: tuple[str, ...], seed: int, shape: Shape) -> Mapping[str, Cohort]:
     return synthetic(seed, shape) if root is None else load_cohorts(root, names)
@@ -64,9 +80,7 @@ def federation(
         StudyError: no such recipe.
         StudyDataError: the data do not allow it.
     """
-    if recipe not in RECIPES:
-        raise StudyError(f"there is no federation {recipe!r}.", remedy=f"Choose from: {', '.join(RECIPES)}.")
-    names, made = RECIPES[recipe]
+    names, made = _recipe(recipe)
     # Generated patients are drawn anew for every seed; real ones are the same, and kept.
     cohorts = _cohorts(root, names, 0 if root is not None else seed, shape)
     return made(cohorts, "synthetic" if root is None else "real", task, seed, fold)
