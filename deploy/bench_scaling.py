@@ -31,12 +31,17 @@ def parameters_for(institutions: int, wanted: int) -> int:
 
 def save(path: Path, rows: Sequence[ScalingRow]) -> list[ScalingRow]:
     """Puts the rows into the file, in the place of those of the same size; returns all that the file now holds."""
-    kept = [ScalingRow(**r) for r in json.loads(path.read_text())] if path.exists() else []
+    kept = read_rows(path) if path.exists() else []
     merged = {(r.institutions, r.parameters): r for r in (*kept, *rows)}
     found = [merged[key] for key in sorted(merged)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
     return found
+
+
+def read_rows(path: Path) -> list[ScalingRow]:
+    """The rows of a results file."""
+    return [ScalingRow(**r) for r in json.loads(path.read_text())]
 
 
 def table(rows: Iterable[ScalingRow]) -> Table:
