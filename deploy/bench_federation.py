@@ -16,9 +16,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from deploy.bench_floors import ComponentLoad, Rates, loads_of, owned_parameters, round_bytes
+from deploy.bench_floors import ComponentLoad, Rates, loads_of, median_rates, owned_parameters, round_bytes
 from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
-from deploy.bench_rates import RateMeter, median_rates
+from deploy.bench_rates import RateMeter
 from deploy.bench_rows import Case, Measured
 from deploy.bench_watch import Watch
 from deploy.cli import app, connect

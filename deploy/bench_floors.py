@@ -7,7 +7,8 @@ did nothing else, perfectly shared between the cores, would take at least the la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -200,6 +201,11 @@ class Rates:
     hash: float
     write: float
     read: float
+
+
+def median_rates(readings: Sequence[Rates]) -> Rates:
+    """The median of each rate."""
+    return Rates(**{name: statistics.median(getattr(r, name) for r in readings) for name in Rates.__dataclass_fields__})
 
 
 def floors(work: RoundBytes, rates: Rates) -> dict[Kind, float]:

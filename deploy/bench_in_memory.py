@@ -20,10 +20,10 @@ from consilium.v1 import service_pb2 as pb
 from coordinator.observer import Observer
 from coordinator.results import RoundStatistics
 from deploy.bench_federation import FEDERATION
-from deploy.bench_floors import ComponentLoad, Rates, loads_of, owned_parameters, round_bytes
+from deploy.bench_floors import ComponentLoad, Rates, loads_of, median_rates, owned_parameters, round_bytes
 from deploy.bench_node import GeneratedVectors, generated_patients
 from deploy.bench_plan import COLUMNS, MODALITY, bench_plan
-from deploy.bench_rates import RateMeter, median_rates
+from deploy.bench_rates import RateMeter
 from deploy.bench_rows import Case, Measured
 from federation.in_memory import MemorySpool
 from federation.vectors import Buffer, Spool, UploadKey

@@ -27,9 +27,9 @@ from rich.table import Table
 from deploy.bench import RESULTS, save, show
 from deploy.bench_disk import DiskBytes, disk_account, slots_that_fit
 from deploy.bench_federation import FEDERATION, BenchFederation, reading
-from deploy.bench_floors import floors, loads_of
-from deploy.bench_rates import RateMeter, median_rates
-from deploy.bench_rows import MIB, Case, Measured, rows_of
+from deploy.bench_floors import floors, loads_of, median_rates
+from deploy.bench_rates import RateMeter
+from deploy.bench_rows import MIB, Case, Measured, at_one_rate, rows_of
 from deploy.bench_watch import Watch
 from federation.plan import Plan
 from federation.server_optimisers import Kind, state_slots
@@ -167,7 +167,8 @@ def check_room(folder: Path, wanted: int) -> None:
 
 
 def details(found: Sequence[tuple[Case, LargeReading]], optimiser: Kind = "fedavg") -> list[dict[str, Any]]:
-    """What bench/large.json holds, one entry a case."""
+    """What bench/large.json holds, one entry a case; floors are at the median rates of the run."""
+    rates = median_rates([r.measured.rates for _, r in found])
     return [
         {
             "optimiser": optimiser,
@@ -175,7 +176,7 @@ def details(found: Sequence[tuple[Case, LargeReading]], optimiser: Kind = "fedav
             "backend": case.backend,
             "dropouts": case.dropouts,
             "wall_seconds": [round(s, 2) for s in r.measured.seconds],
-            "floor_seconds": {kind: round(s, 2) for kind, s in floors(r.measured.work, r.measured.rates).items()},
+            "floor_seconds": {kind: round(s, 2) for kind, s in floors(r.measured.work, rates).items()},
             "rates_mb_per_second": {kind: round(rate / 1e6) for kind, rate in vars(r.measured.rates).items()},
             "disk_peak_gib": round((r.measured.disk_peak or 0) / 2**30, 2),
             "disk_peak_bytes_per_parameter": round((r.measured.disk_peak or 0) / case.parameters, 2),
@@ -241,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = json.loads(chosen.details.read_text()) if chosen.details.exists() else []
     chosen.details.write_text(json.dumps(merged(kept, details(found, chosen.optimiser)), indent=1) + "\n")
     Console().print(memory_table(found))
-    rows = rows_of((case, r.measured) for case, r in found)
+    rows = rows_of(at_one_rate([(case, r.measured) for case, r in found]))
     show(save(chosen.out, rows) if chosen.optimiser == "fedavg" else rows)  # one table, one optimiser
 
 

@@ -10,7 +10,6 @@ import os
 import secrets
 import socket
 import ssl
-import statistics
 import tempfile
 import threading
 import time
@@ -88,11 +87,6 @@ class RateMeter:
         # A common start: a process that begins early would have the machine to itself for a while.
         start = time.monotonic() + 0.05
         return list(self._pool.map(partial(_at, start, work), [argument] * self.cores))
-
-
-def median_rates(readings: list[Rates]) -> Rates:
-    """The median of each rate."""
-    return Rates(**{name: statistics.median(getattr(r, name) for r in readings) for name in Rates.__dataclass_fields__})
 
 
 def _at(start: float, work: Callable[[A], T], argument: A) -> T:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deploy.bench_floors import Kind, Rates, RoundBytes, largest_floor
+from deploy.bench_floors import Kind, Rates, RoundBytes, largest_floor, median_rates
 
 Backend = Literal["masks", "ckks", "none"]
 Transport = Literal["grpc", "memory"]
@@ -211,7 +211,16 @@ def sent(r: Row) -> str:
     return f"{part}{r.word_bits} bit"
 
 
-def rows_of(measured: Iterable[tuple[Case, Measured]]) -> list[Row]:
+def at_one_rate(measured: Sequence[tuple[Case, Measured]]) -> list[tuple[Case, Measured]]:
+    """The same, with the median of all rates that were read in the run in the place of each case's own: a disk that
+    others write to, too, is three times as fast in one minute as in the next."""
+    if not measured:
+        return []
+    rates = median_rates([m.rates for _, m in measured])
+    return [(case, replace(m, rates=rates)) for case, m in measured]
+
+
+def rows_of(measured: Sequence[tuple[Case, Measured]]) -> list[Row]:
     """All rows, in the order in which their cases were first measured; several passes of a case become one row."""
     found: dict[Case, Measured] = {}
     for case, m in measured:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from federation.plan_presets import PRESETS
 from studies.cells import Cell, changes_of
 from studies.federation import StudyError
 from studies.methods import ALONE
@@ -89,6 +90,53 @@ METHODS: Final = (
 )
 """Figure 3 of the paper, and what its methods are held against."""
 
+_SCIENCE: Final = {"k_min": 1, "max_colluders": 0}
+"""No privacy floor at all: for science on public data (METHOD.md, "The privacy floor")."""
+
+_PRESETS: Final = {name: {s: dict(f) for s, f in PRESETS[name].items()} for name in ("paper", "paper-code")}
+
+FLOOR: Final = (
+    Variant("CM-FL", CM_FL),
+    Variant("private default", "dgb+pcw"),
+    Variant("default, k_min = 1", "dgb+pcw", changes={"secure_sum": _SCIENCE}),
+    Variant("paper, k_min = 1", "dgb+pcw", changes={**_PRESETS["paper"], "secure_sum": _SCIENCE}),
+    Variant("paper, k_min = 3", "dgb+pcw", changes=_PRESETS["paper"]),
+    Variant("CM-FL without heads", CM_FL, changes={"model": {"heads": False}}),
+)
+
+ABLATIONS: Final = (
+    Variant("CM-FL", CM_FL),
+    Variant("DGB + PCW", "dgb+pcw"),
+    Variant("κ = |S|", "dgb+pcw", changes={"blending": {"kappa": "subsets"}}),
+    Variant("no smoothing", "dgb+pcw", changes={"blending": {"smoothing": 0.0, "window": 1}}),
+    Variant("longer window", "dgb+pcw", changes={"blending": {"smoothing": 0.9, "window": 10}}),
+    Variant("no clamp", "dgb+pcw", changes={"blending": {"clamp": False}}),
+    Variant("G absolute", "dgb+pcw", changes={"blending": {"generalisation": "absolute"}}),
+    Variant("O from means", "dgb+pcw", changes={"blending": {"overfitting": "weighted-means"}}),
+    Variant("inner product", "dgb+pcw", changes={"proximity": {"kind": "inner"}}),
+    Variant("no floor of p", "dgb+pcw", changes={"proximity": {"floor": 0.0}}),
+    Variant("exact counts", "dgb+pcw", changes={"training": {"count_noise": 0.0}}),
+    Variant("16-bit words", "dgb+pcw", changes={"secure_sum": {"half_words": True}}),
+    Variant("k_min = 4", "dgb+pcw", changes={"secure_sum": {"k_min": 4}}),
+)
+"""Every choice marked [ours] in METHOD.md, one at a time."""
+
+
+def _steps(method: str, name: str, **training: Any) -> Variant:
+    return Variant(
+        f"{name}, {', '.join(f'{k} {v:g}' for k, v in training.items())}",
+        method,
+        changes={"training": {{"K": "local_steps", "η": "learning_rate"}[k]: v for k, v in training.items()}},
+    )
+
+
+STEPS: Final = tuple(
+    _steps(method, name, **{"K": k, "η": eta})
+    for k, eta in ((1, 2e-3), (5, 2e-3), (10, 5e-4), (10, 1e-3), (10, 2e-3), (10, 4e-3), (20, 2e-3))
+    for method, name in ((CM_FL, "CM-FL"), ("dgb+pcw", "DGB + PCW"))
+)
+"""K and step size, for both: DGB's mean step is smaller at the same η, so each is compared at its own best."""
+
 STUDIES: Final[Mapping[str, Study]] = {
     study.name: study
     for study in (
@@ -101,6 +149,25 @@ STUDIES: Final[Mapping[str, Study]] = {
         ),
         Study("late", "The same, early stages against late ones.", EARLY_LATE, METHODS, "CM-FL"),
         Study("three", "The same, stages I, II and III + IV.", THREE_STAGES, METHODS, "CM-FL"),
+        Study(
+            "floor",
+            "What does the privacy floor cost against the paper's DGB, which needs k_min = 1?",
+            STAGE_I_II,
+            FLOOR,
+            "CM-FL",
+        ),
+        Study("ablations", "What is each of our own choices worth?", STAGE_I_II, ABLATIONS, "DGB + PCW"),
+        Study("steps", "Local steps K and step size η.", STAGE_I_II, STEPS, "CM-FL, K 10, η 0.002"),
+        *(
+            Study(
+                f"imbalance-{kind}",
+                f"Do the methods hold where {kind}-modal institutions are most?",
+                STAGE_I_II,
+                tuple(Variant(v.name, v.method, f"{kind}-modal") for v in METHODS[:4]),
+                "CM-FL",
+            )
+            for kind in ("uni", "bi", "tri")
+        ),
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +20,23 @@ Recipe = Callable[[Mapping[str, Cohort], Literal["real", "synthetic"], Task, int
 
 EVERYTHING: Final = ("mrna", "image", "clinical")
 UPPER_BOUND: Final = ((EVERYTHING, EVERYTHING, EVERYTHING),)
+UNI_DOMINANT: Final = (
+    (EVERYTHING, ("mrna",), ("image",)),
+    (("mrna", "image"), ("image",), ("clinical",)),
+    (("mrna", "clinical"), ("clinical",), ("mrna",)),
+)
+BI_DOMINANT: Final = (
+    (EVERYTHING, ("mrna", "image"), ("image", "clinical")),
+    (("mrna", "image"), ("image", "clinical"), ("mrna", "clinical")),
+    (("mrna", "clinical"), ("mrna",), ("clinical",)),
+)
+TRI_DOMINANT: Final = (
+    (EVERYTHING, EVERYTHING, ("mrna", "image")),
+    (EVERYTHING, EVERYTHING, ("image",)),
+    (EVERYTHING, EVERYTHING, ("clinical",)),
+)
+"""Six of nine institutions have one, two and three modalities."""
+
 BIMODAL: Final = ((("mrna", "image"), ("mrna",), ("image",)),)
 """METHOD.md, "The bi-modal variant"."""
 
@@ -31,13 +49,18 @@ def _dealt(
     seed: int,
     fold: int,
 ) -> Federation:
-    return federate(cohorts, data, seed, kinds, task, fold)
+    held = {modality for row in kinds for combination in row for modality in combination}
+    narrowed = {n: replace(c, tables={m: t for m, t in c.tables.items() if m in held}) for n, c in cohorts.items()}
+    return federate(narrowed, data, seed, kinds, task, fold)
 
 
 RECIPES: Final[Mapping[str, tuple[tuple[str, ...], Recipe]]] = {
     "nine": (COHORTS, partial(_dealt, KINDS)),
     "upper bound": (COHORTS, partial(_dealt, UPPER_BOUND)),
-    "bi-modal": (COHORTS, partial(_dealt, BIMODAL)),
+    "two modalities": (COHORTS, partial(_dealt, BIMODAL)),
+    "uni-modal": (COHORTS, partial(_dealt, UNI_DOMINANT)),
+    "bi-modal": (COHORTS, partial(_dealt, BI_DOMINANT)),
+    "tri-modal": (COHORTS, partial(_dealt, TRI_DOMINANT)),
 }
 """Name to its cohorts and how they are dealt."""
 

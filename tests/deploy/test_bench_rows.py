@@ -14,7 +14,7 @@ from deploy.bench import RESULTS, SETS, cases, passes_of, read_rows, rounds_of, 
 from deploy.bench_docs import BEGIN, END, PAGE, markdown, updated, with_rows
 from deploy.bench_floors import Rates, RoundBytes
 from deploy.bench_rates import RateMeter
-from deploy.bench_rows import Case, Measured, merge, rows_of, sent, table
+from deploy.bench_rows import Case, Measured, at_one_rate, merge, rows_of, sent, table
 from security.errors import ConfigurationError
 
 RATES = Rates(1e11, 2e9, 8e9, 1e10, 2e10)
@@ -55,6 +55,13 @@ def test_the_ratio_to_the_floor_is_wall_over_the_largest_floor() -> None:
     assert (row.floor, row.floor_seconds) == ("tls", round(WORK.sent / RATES.tls, 4))
     assert row.ratio_to_floor == round(1.0 / (WORK.sent / RATES.tls), 2)
     assert row.ratio_to_none is None
+
+
+def test_floors_can_be_at_the_median_rates_of_the_whole_run() -> None:
+    slow, fast = (replace(measured(1.0), rates=replace(RATES, tls=rate)) for rate in (1e9, 9e9))
+    rows = rows_of(at_one_rate([(NONE, slow), (MASKS, measured(1.0)), (Case(3, 1000), fast)]))
+    assert {r.floor_seconds for r in rows} == {round(WORK.sent / RATES.tls, 4)}
+    assert at_one_rate([]) == []
 
 
 def test_rows_of_other_cases_stay_in_the_file_and_those_of_the_same_are_replaced(tmp_path: Path) -> None:

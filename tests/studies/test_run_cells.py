@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from federation.plan_check import find_problems
+from studies.catalogue import STUDIES
 from studies.cells import Cell, CellResult, changes_of
 from studies.comparison import run_method
 from studies.federation import StudyError
-from studies.recipes import federation, fingerprint
+from studies.recipes import RECIPES, federation, fingerprint, institutions
 from studies.run_cells import Source, run_batch, run_cells
 from studies.store import ResultStore, StoredResultError, key_of
 from studies.synthetic import Shape
@@ -95,3 +97,19 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 def test_a_federation_that_nobody_knows_is_refused() -> None:
     with pytest.raises(StudyError, match="bi-modal"):
         federation("ten", None, STAGE_I_II, 1, 0, SMALL)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_federation_can_be_planned(recipe: str) -> None:
+    made = federation(recipe, None, STAGE_I_II, 1, 0, SMALL)
+    assert tuple(shard.name for shard in made.shards) == institutions(recipe)
+    plan = replace(CELL, recipe=recipe).plan(made)
+    assert {m for shard in made.shards for m in shard.modalities} == set(plan.modality_order)
+
+
+def test_every_plan_of_every_study_may_run() -> None:
+    for study in STUDIES.values():
+        for variant in study.variants:
+            cell = study.of(variant, 1, 0)[0]
+            plan = cell.plan(federation(cell.recipe, None, study.task, 1, 0, SMALL))
+            assert find_problems(plan) == (), f"{study.name}: {variant.name}"
