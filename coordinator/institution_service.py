@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -30,6 +31,7 @@ from coordinator.hub import Hub
 from coordinator.live_run import LiveRun
 from coordinator.published import open_published
 from coordinator.run import NotEnrolledError, RunEndedError
+from coordinator.turns import Turns
 from federation.plan_transfer import pieces
 from federation.vectors import UploadKey, UploadOffsetError
 from security.certificates import Identity
@@ -42,6 +44,10 @@ if TYPE_CHECKING:  # generic in the stubs only
 PROTOCOL_VERSION: Final = 1
 LONGEST_WAIT: Final = 25.0
 CHUNK_BYTES: Final = 1 << 20
+TRANSFERS: Final = 12
+"""Institutions that upload at a time, and as many that download: some 7 MiB each."""
+SMALL_BYTES: Final = 64 << 10
+"""What a transfer of so few bytes keeps is not worth a turn."""
 _CODE: Final = re.compile(r"[a-z]{1,24}(-[a-z]{1,24}){0,5}")
 _OTHER_CODE: Final = "other"
 
@@ -56,6 +62,7 @@ class InstitutionService(InstitutionServiceServicer):
 
     def __init__(self, hub: Hub, disk: ThreadPoolExecutor) -> None:
         self._hub, self._disk = hub, disk
+        self._uploads, self._downloads = Turns(TRANSFERS), Turns(TRANSFERS)
 
     # -- joining ------------------------------------------------------------------------------------------------
 
@@ -151,13 +158,20 @@ class InstitutionService(InstitutionServiceServicer):
         live = await self._live(first.start.run)
         signed = _signed(first.start.header, caller.get())
         length = UploadHeader.decode(signed.payload).length
+        async with self._uploads.of(signed.signer) if length > SMALL_BYTES else nullcontext():
+            await context.send_initial_metadata(())  # its turn: from here on it sends
+            return await self._upload(live, signed, length, first.start.offset, request_iterator)
+
+    async def _upload(
+        self, live: LiveRun, signed: Signed, length: int, begun: int, stream: AsyncIterator[pb.UploadRequest]
+    ) -> pb.UploadResponse:
         key = live.begin_upload(signed)
         spool = live.run.spool
         offset = spool.offset(key)
         if not spool.is_complete(key):
-            if first.start.offset != offset:
-                raise UploadOffsetError(offset, first.start.offset)
-            trailer = await self._receive(live, key, offset, request_iterator)
+            if begun != offset:
+                raise UploadOffsetError(offset, begun)
+            trailer = await self._receive(live, key, offset, stream)
             if trailer is None:
                 return pb.UploadResponse(offset=spool.offset(key))
             await self._on_disk(spool.complete, key, trailer.hex(), length)
@@ -205,14 +219,15 @@ class InstitutionService(InstitutionServiceServicer):
             return bytes(data)
 
         yield pb.DownloadResponse(length=length)
-        ahead = self._on_disk(read, offset) if offset < length else None
-        while ahead is not None:
-            answer = [pb.DownloadResponse(chunk=await ahead)]
-            size = min(CHUNK_BYTES, length - offset)
-            offset += size
+        async with self._downloads.of(name) if length - offset > SMALL_BYTES else nullcontext():
             ahead = self._on_disk(read, offset) if offset < length else None
-            live.moved(name, "down", size)  # before: whoever has the last chunk may hang up
-            yield answer.pop()
+            while ahead is not None:
+                answer = [pb.DownloadResponse(chunk=await ahead)]
+                size = min(CHUNK_BYTES, length - offset)
+                offset += size
+                ahead = self._on_disk(read, offset) if offset < length else None
+                live.moved(name, "down", size)  # before: whoever has the last chunk may hang up
+                yield answer.pop()
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ INVITATION_SECONDS: Final = 300.0  # a large plan, over a slow line
 GOODBYE_SECONDS: Final = 5.0
 TRANSFER_SECONDS: Final = 1800.0
 _POLL_SECONDS: Final = 0.25
+_AT_ONCE_BYTES: Final = 64 << 10  # of an upload so small, all is sent without waiting for the coordinator's word
 _FUTILE: Final = 3  # transfers that end without breaking off and without progress, before that is an error
 
 _Answer = TypeVar("_Answer")
@@ -199,10 +200,17 @@ class GrpcLink:
     def _send(self, run: bytes, upload: Upload, offset: int) -> pb.UploadResponse:
         header = UploadHeader.decode(upload.header.payload)
         fault: list[BaseException] = []
+        calls: list[Any] = []  # the one that is made
+        begun = Event()
 
         def requests() -> Iterator[pb.UploadRequest]:
             try:
                 yield pb.UploadRequest(start=pb.UploadStart(run=run, header=upload.header.to_proto(), offset=offset))
+                if upload.length > _AT_ONCE_BYTES:
+                    # The coordinator takes so many uploads at a time, and says by its metadata that this one has its
+                    # turn; what is sent before would wait in its memory. Of a call that failed it comes, too, empty.
+                    begun.wait()
+                    calls[0].initial_metadata()
                 # From the first byte, whatever is sent: the trailer's hash is over all masked bytes, and making them
                 # again is cheaper than carrying a hash's state over a broken call.
                 hashed, at, busy = ContentHash(), 0, 0.0
@@ -225,8 +233,13 @@ class GrpcLink:
                 fault.append(error)
                 raise
 
+        def send(stub: InstitutionServiceStub) -> pb.UploadResponse:
+            calls.append(stub.Upload.future(requests(), timeout=TRANSFER_SECONDS))
+            begun.set()
+            return calls[0].result()  # type: ignore[no-any-return] # stubs
+
         try:
-            answer: pb.UploadResponse = self._once(lambda stub: stub.Upload(requests(), timeout=TRANSFER_SECONDS))
+            answer: pb.UploadResponse = self._once(send)
             return answer
         except LinkError:
             if fault and not isinstance(fault[0], GeneratorExit):

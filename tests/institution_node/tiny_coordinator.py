@@ -157,6 +157,7 @@ class TinyCoordinator(InstitutionServiceServicer):
     def Upload(self, request_iterator: Iterator[pb.UploadRequest], context: Any) -> pb.UploadResponse:
         start = next(request_iterator).start
         self.starts.append(start.offset)
+        context.send_initial_metadata(())
         if not self.spooled:
             if start.offset != len(self.received):
                 self._abort(context, "upload-offset", grpc.StatusCode.OUT_OF_RANGE)

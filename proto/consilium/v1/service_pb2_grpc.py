@@ -114,7 +114,8 @@ class InstitutionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """A masked vector: header, chunks, trailer.
+        """A masked vector: header, chunks, trailer. After the header the coordinator sends its initial metadata once it is the
+        caller's turn; a caller with more than a few chunks waits for it, since what it sends before lies in memory there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,9 @@ class InstitutionServiceStub:
     GetUpload: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetUploadRequest, _service_pb2.GetUploadResponse]
     """How far an upload has come."""
     Upload: _grpc.StreamUnaryMultiCallable[_service_pb2.UploadRequest, _service_pb2.UploadResponse]
-    """A masked vector: header, chunks, trailer."""
+    """A masked vector: header, chunks, trailer. After the header the coordinator sends its initial metadata once it is the
+    caller's turn; a caller with more than a few chunks waits for it, since what it sends before lies in memory there.
+    """
     Download: _grpc.UnaryStreamMultiCallable[_service_pb2.DownloadRequest, _service_pb2.DownloadResponse]
     """Content by digest, from an offset on."""
 
@@ -68,7 +70,9 @@ class InstitutionServiceAsyncStub(InstitutionServiceStub):
     GetUpload: _aio.UnaryUnaryMultiCallable[_service_pb2.GetUploadRequest, _service_pb2.GetUploadResponse]  # type: ignore[assignment]
     """How far an upload has come."""
     Upload: _aio.StreamUnaryMultiCallable[_service_pb2.UploadRequest, _service_pb2.UploadResponse]  # type: ignore[assignment]
-    """A masked vector: header, chunks, trailer."""
+    """A masked vector: header, chunks, trailer. After the header the coordinator sends its initial metadata once it is the
+    caller's turn; a caller with more than a few chunks waits for it, since what it sends before lies in memory there.
+    """
     Download: _aio.UnaryStreamMultiCallable[_service_pb2.DownloadRequest, _service_pb2.DownloadResponse]  # type: ignore[assignment]
     """Content by digest, from an offset on."""
 
@@ -123,7 +127,9 @@ class InstitutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_service_pb2.UploadRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.UploadResponse, _abc.Awaitable[_service_pb2.UploadResponse]]:
-        """A masked vector: header, chunks, trailer."""
+        """A masked vector: header, chunks, trailer. After the header the coordinator sends its initial metadata once it is the
+        caller's turn; a caller with more than a few chunks waits for it, since what it sends before lies in memory there.
+        """
 
     @_abc_1.abstractmethod
     def Download(
