@@ -50,7 +50,7 @@ def load_plan(text: str, *, path_label: str, read_relative: Callable[[str], str]
     text = text.removeprefix("\ufeff")  # some editors begin a file with a byte order mark
     values, lines = _parse(text, path_label)
     writer = _Writing(path_label, lines, text.count("\n", 0, len(text.rstrip())) + 1)
-    _fill_preset(values)
+    fill_preset(values)
     for i, modality in enumerate(_entries(values, "modalities")):
         if isinstance(modality, dict):
             _expand_columns(modality, ("modalities", i), writer, read_relative)
@@ -137,7 +137,7 @@ def _distinct(problems: Iterable[Problem]) -> list[Problem]:
     return list({(problem.place, problem.message): problem for problem in problems}.values())
 
 
-def _fill_preset(values: dict[str, Any]) -> None:
+def fill_preset(values: dict[str, Any]) -> None:
     """What is written wins; a written value that a preset fixes otherwise makes the plan `custom`."""
     preset = values.get("preset", "default")
     if not isinstance(preset, str) or preset not in PRESETS:

@@ -101,23 +101,39 @@ def load_institution_data(
             )
     classes = read_labels(labels, plan.label, id_column)
     read = {modality.name: read_table(tables[modality.name], modality, id_column) for modality in held}
-    ids = sorted(set(classes).intersection(*(table.ids for table in read.values())))
+    return align(read, classes, plan.class_names, str(labels))
+
+
+def align(
+    tables: Mapping[str, RawTable], classes: Mapping[str, int], class_names: Sequence[str], place: str
+) -> InstitutionData:
+    """The patients who have all tables and a label.
+
+    Args:
+        tables: modality, in plan order, to its table.
+        classes: patient to class index.
+        class_names: of the plan, for messages.
+        place: where labels come from, for messages.
+
+    Raises:
+        NoPatientError, OneClassError: nobody, or only one class, has all modalities and a label.
+    """
+    ids = sorted(set(classes).intersection(*(table.ids for table in tables.values())))
     if not ids:
-        sizes = ", ".join(f"{name} {len(table)}" for name, table in read.items())
+        sizes = ", ".join(f"{name} {len(table)}" for name, table in tables.items())
         raise NoPatientError(
-            f"no patient has a label and all of {' + '.join(read)} (patients: labels {len(classes)}, {sizes}).",
+            f"no patient has a label and all of {' + '.join(tables)} (patients: labels {len(classes)}, {sizes}).",
             remedy="Check that all tables use the same patient identifiers, and that labels are filled in.",
-            place=str(labels),
+            place=place,
         )
     targets = np.array([classes[patient] for patient in ids], dtype=np.int64)
     if len(set(targets.tolist())) < 2:
         raise OneClassError(
-            f"all {len(ids)} patients with a label and all modalities are of class "
-            f"{plan.label.classes[targets[0]].name!r}.",
+            f"all {len(ids)} patients with a label and all modalities are of class {class_names[targets[0]]!r}.",
             remedy="Add patients of another class; an institution with one class cannot take part.",
-            place=str(labels),
+            place=place,
         )
-    aligned = {name: _aligned(table, ids) for name, table in read.items()}
+    aligned = {name: _aligned(table, ids) for name, table in tables.items()}
     return InstitutionData(tuple(ids), aligned, targets, _fingerprint(ids, aligned, targets))
 
 

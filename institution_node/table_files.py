@@ -103,7 +103,7 @@ def read_table(path: Path, modality: Modality, id_column: str) -> RawTable:
             place=str(path),
         )
     numeric = {name: _numbers(source, name) for name in numbers if name in present}
-    categorical = {name: tuple(_text(v) for v in source.frame[name]) for name in texts if name in present}
+    categorical = {name: tuple(cell_text(v) for v in source.frame[name]) for name in texts if name in present}
     held = np.zeros(len(source.ids), dtype=np.bool_)
     for values in numeric.values():
         held |= ~np.isnan(values)
@@ -125,7 +125,7 @@ def read_labels(path: Path, label: Label, id_column: str) -> dict[str, int]:
         raise _no_column(path, label.column, "label column", _header(path))
     found: dict[str, int] = {}
     for row, (patient, cell) in enumerate(zip(source.ids, source.frame[label.column], strict=True)):
-        text = _text(cell)
+        text = cell_text(cell)
         if text is None:
             continue
         if text not in classes:
@@ -169,7 +169,7 @@ def _read(path: Path, id_column: str, numbers: Sequence[str], texts: Mapping[str
 def _ids(places: _Places, column: pd.Series) -> tuple[str, ...]:
     first: dict[str, int] = {}
     for row, cell in enumerate(column):
-        patient = _text(cell)
+        patient = cell_text(cell)
         if patient is None:
             raise PatientIdError(
                 f"a patient has no identifier in column {column.name!r}.",
@@ -194,7 +194,7 @@ def _numbers(source: _Source, name: str) -> npt.NDArray[np.float64]:
         return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
     values = np.full(len(column), np.nan)
     for row, cell in enumerate(column):
-        text = _text(cell)
+        text = cell_text(cell)
         if text is None:
             continue
         try:
@@ -209,7 +209,7 @@ def _numbers(source: _Source, name: str) -> npt.NDArray[np.float64]:
     return values
 
 
-def _text(cell: Any) -> str | None:
+def cell_text(cell: Any) -> str | None:
     """A cell as text, None where it is missing; 1.0 and 1 are the same text, since a gap turns integers into floats."""
     if cell is None or cell != cell or type(cell).__name__ in ("NAType", "NaTType"):
         return None

@@ -45,7 +45,7 @@ class PlainRun:
     Attributes:
         state: of the run, after the last round.
         round: that comes next.
-        works: institution to its work.
+        works: institution to its work, of those that take part.
         content: everything that was opened, and the models that the state names.
     """
 
@@ -94,6 +94,9 @@ class PlainRun:
 
     def begin(self) -> None:
         """Opens the next round at every institution."""
+        setup = self.state.setup
+        if setup is not None:  # who owns nothing that is summed sits the run out
+            self.works = {name: work for name, work in self.works.items() if name in setup.institutions}
         start = self.state.round_start(self._id, self.round)
         sums = self.state.sums(self._cohorts, self.content, self.round)
         context = Context(self.plan.federation, self._id, self.round, 1, digest(start))

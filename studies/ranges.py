@@ -7,7 +7,7 @@ and split. Rules, per numeric column:
 - a lone -1 below values that are never negative stands for "no such region": the range begins at 0;
 - `log1p` where no value is negative and the upper tail is heavy: from the median to the 99th percentile it is more
   than three times as far as from the median down to the first.
-Per categorical column: the values that at least `COMMON` patients have.
+Per categorical column: the values that at least `COMMON` patients have, or as many as asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ _HEAVY: Final = 3.0
 _Z: Final = 10.0
 
 
-def common_columns(tables: Sequence[RawTable]) -> tuple[Column, ...]:
-    """Columns that all tables have, with the same kind and any value, in the first table's order."""
+def common_columns(tables: Sequence[RawTable], common: int = COMMON) -> tuple[Column, ...]:
+    """Columns that all tables have, with the same kind and any value, in the first table's order.
+
+    Args:
+        tables: at least one.
+        common: fewest patients of a category that is told apart.
+    """
     first, rest = tables[0], tables[1:]
     columns: list[Column] = []
     for name in first.numeric:
@@ -41,7 +46,7 @@ def common_columns(tables: Sequence[RawTable]) -> tuple[Column, ...]:
     for name in first.categorical:
         if all(name in table.categorical for table in rest):
             counts = Counter(text for table in tables for text in table.categorical[name] if text is not None)
-            kept = sorted(text for text, count in counts.items() if count >= COMMON)
+            kept = sorted(text for text, count in counts.items() if count >= common)
             if kept:
                 columns.append(Column(name=name, kind="categorical", categories=tuple(kept)))
     return tuple(columns)
