@@ -166,6 +166,37 @@ def run_watch(run: RunName = "", coordinator: Address = "localhost:8443", identi
         watch(link.watch(find_run(link, run)))
 
 
+@run_app.command("metrics")
+@user_errors()
+def run_metrics(
+    run: RunName = "",
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write one line a round to this CSV file.")] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            "--tensorboard",
+            help="Write event files into this folder, for `tensorboard --logdir`; needs the extra `tensorboard`.",
+        ),
+    ] = None,
+    coordinator: Address = "localhost:8443",
+    identity: Folder = Path("operator"),
+) -> None:
+    """Writes the figures of a run's committed rounds to files: aggregates only, as the coordinator keeps them."""
+    from deploy.history import History
+    from studies.metric_files import write_csv, write_tensorboard
+
+    if csv is None and tensorboard is None:
+        raise ConfigurationError(
+            "nowhere to write to.", remedy="Name a file with --csv, a folder with --tensorboard, or both."
+        )
+    with connect(coordinator, identity) as link:
+        records = History().take(link.status(find_run(link, run)))
+    if csv is not None:
+        typer.echo(f"wrote {write_csv(csv, records)} rounds to {csv}")
+    if tensorboard is not None:
+        typer.echo(f"wrote {write_tensorboard(tensorboard, records)} rounds to {tensorboard}")
+
+
 @run_app.command("stop")
 @user_errors()
 def run_stop(

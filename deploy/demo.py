@@ -35,6 +35,7 @@ from studies import tcga
 from studies.comparison import Comparison, DataSource, DemoPlans, Outcome, compare, outcome_of
 from studies.demo_plan import ROUNDS
 from studies.methods import ALONE, CM_FL, COHORT_ONLY, CONSTANT, DGB_PCW, POOLED
+from studies.metric_files import write_csv
 from studies.scoring import ALL, TestPatients
 from studies.tcga import Federation
 
@@ -162,7 +163,7 @@ def comparison(
 def write_results(
     out: Path, name: str, data: str, federation: Federation, trained: Trained, compared: Comparison, seconds: float
 ) -> None:
-    """summary.json and report.html."""
+    """summary.json, report.html and metrics.csv."""
     from deploy.report import Institution, Prediction, Protection, ReportInput, write_report
     from deploy.summary import RunFacts, build_summary, write_summary
 
@@ -197,6 +198,7 @@ def write_results(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_report(out / "report.html", given)
+    write_csv(out / "metrics.csv", trained.records)
 
 
 def print_results(compared: Comparison, data: str, console: Console) -> None:

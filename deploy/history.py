@@ -8,6 +8,7 @@ from typing import Any
 
 from consilium.v1 import service_pb2 as pb
 
+from coordinator.scalars import scalars
 from deploy.figures import UNCLAMPED, Record, blending, losses_of_institutions, proximity, training_rounds, weights
 from deploy.log_lines import round_line
 from federation.blending import BlendingSettings
@@ -27,6 +28,7 @@ def _parsed(text: str) -> dict[str, Any]:
         following = record | {"round": int(record["round"]) + 1}
         round_line(record, 1)
         losses_of_institutions([record])
+        scalars(record)
         for subset in record.get("blending") or {}:
             proximity(record, subset)
             blending(record, subset, "dogr")

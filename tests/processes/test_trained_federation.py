@@ -63,6 +63,19 @@ def test_watch_and_status_tell_the_run(trained: Trained) -> None:
         assert re.search(rf"^{name} +\S+ +enrolled$", trained.said["nodes"].stdout, re.M)
 
 
+def test_the_figures_of_the_run_are_written_to_files(trained: Trained) -> None:
+    assert trained.said["metrics"].stdout.count("wrote 3 rounds to ") == 2
+    rows = list(csv.DictReader(io.StringIO((trained.folder / "metrics.csv").read_text())))
+    assert [row["round"] for row in rows] == ["1", "2", "3"]
+    watched = trained.said["watch"].stdout
+    for row in rows:
+        committed = re.search(rf"round {row['round']}/3 committed, .*accuracy (\d\.\d+)", watched)
+        assert committed
+        assert float(row["metrics/all/accuracy"]) == pytest.approx(float(committed.group(1)), abs=6e-4)
+        assert float(row["seconds/uploads"]) > 0
+    assert len(list((trained.folder / "board").glob("events.out.tfevents.*"))) == 1
+
+
 def test_the_exported_model_stages_patients(trained: Trained) -> None:
     rows = list(csv.DictReader(io.StringIO(trained.said["predict csv"].stdout)))
     test = trained.data.test["TOY"]

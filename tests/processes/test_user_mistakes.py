@@ -98,6 +98,11 @@ MISTAKES: dict[str, tuple[Command, tuple[str, ...]]] = {
     ),
     "a key that others may read": (open_key, ("key.pem", "chmod")),
     "a run that is not there": (lambda m, f: m.operator("run", "watch", "feedface"), ("'feedface'", "toy")),
+    "figures to nowhere": (lambda m, f: m.operator("run", "metrics"), ("--csv", "--tensorboard")),
+    "figures over figures": (
+        lambda m, f: m.operator("run", "metrics", "--tensorboard", str(m.folder / "board")),
+        ("event files already",),
+    ),
     "no run to stop": (lambda m, f: m.operator("run", "stop", "feedface"), ("'feedface'",)),
     "an export over files": (not_empty, ("not empty",)),
     "a round that is not kept": (

@@ -182,6 +182,8 @@ def train(made: Trained) -> None:
     said["watch"] = made.operator("run", "watch", made.run[:12])
     said["status"] = made.operator("run", "status")
     said["nodes"] = made.operator("nodes", made.run[:8])
+    board = ["--csv", str(made.folder / "metrics.csv"), "--tensorboard", str(made.folder / "board")]
+    said["metrics"] = made.operator("run", "metrics", made.run[:12], *board)
     said["export"] = made.operator("export", str(made.model))
     test = made.folder / "data" / "test" / "TOY"
     for form in ("csv", "json"):
