@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX := $(if $(CONSILIUM_TORCH_INDEX),--extra-index-url $(CONSILIUM_TORCH_INDEX))
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) --constraint constraints.txt
 
-.PHONY: help demo test lint unit bench bench-large bench-ratios soak mutations proto lint-proto docs clean
+.PHONY: help demo test lint unit bench bench-large bench-ratios soak studies studies-quick mutations proto lint-proto docs clean
 
 help: ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,12 @@ soak: $(VENV)/.demo ## 200 rounds over real processes: memory and open files mus
 
 bench-ratios: $(VENV)/.demo ## A small bench that fails where a ratio worsened by a third (CI)
 	$(BIN)/python -m deploy.bench_small
+
+studies: $(VENV)/.demo ## The paper's experiments on ../shared/tcga (BUDGET=2h); docs/results.md; goes on where it stopped
+	$(BIN)/python -m studies.run --write $(if $(BUDGET),--budget $(BUDGET))
+
+studies-quick: $(VENV)/.demo ## Every study in small; fails where a figure is not the committed one (CI)
+	$(BIN)/python -m studies.quick
 
 mutations: $(VENV)/.dev ## Takes each security check out and sees its attack test fail
 	$(BIN)/python -m tests.mutations

@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 
 from federation.blending import BlendingSettings, default_settings, step_weights
 from federation.names import modalities_of
+from studies.charts import Point
 
 Record = Mapping[str, Any]
-Point = tuple[int, float | None]
 Presence = Literal["in", "updates only", "lost", "absent"]
 
 UPDATES: Final = "updates"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from deploy.axes import Linear
-from deploy.charts import Area, Frame, axes_of, legend_of, words_at, wrap
 from deploy.figures import Presence
+from studies.axes import Linear
+from studies.charts import Area, Frame, axes_of, legend_of, words_at, wrap
 
 _WORST: Final[Sequence[Presence]] = ("in", "updates only", "absent", "lost")
 SHOWN_ROUNDS: Final = 100

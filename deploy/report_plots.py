@@ -8,11 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deploy.axes import Linear
-from deploy.charts import Frame, Line, horizontal_bars, line_chart, stacked_bars
 from deploy.figures import (
     PHASES,
-    Point,
     Record,
     alive,
     blended_combinations,
@@ -27,6 +24,8 @@ from deploy.matrices import ReliabilityBin, confusion_matrix, presence_grid, rel
 from deploy.verdicts import METHOD_NAMES, METRIC_NAMES
 from federation.blending import BlendingSettings
 from federation.evaluation import calibration_error, reliability_histogram
+from studies.axes import Linear
+from studies.charts import Frame, Line, Point, horizontal_bars, line_chart, stacked_bars
 
 Titled = Callable[[str], str]
 

@@ -2,7 +2,8 @@
 
 Rows of a batch are institutions of one combination, of any run: other seeds, other methods, as long as model and
 training are the same. Each draws its batches and dropout from its own stream in the loop's order, so that a row differs
-from the loop by the order of float32 additions alone (`tests/studies/test_batched_training.py`).
+from the loop by the order of float32 additions alone (`tests/studies/test_batched_training.py`), and is bit for bit the
+same whoever else is in its batch.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class _Batch:
 
     def _gradient(self, chosen: Sequence[npt.NDArray[np.int64]], dropout: Sequence[DropoutMasks]) -> torch.Tensor:
         """Fills the gradients with those of every row's own batch; float32[rows], the batches' mean losses."""
-        size = max(map(len, chosen))
+        size = self._settings.batch_size  # of whole batches: a product's sums then do not depend on who else is there
         index, share = np.zeros((len(chosen), size), np.int64), np.zeros((len(chosen), size), np.float32)
         masks = np.zeros((len(chosen), size, self._units), np.float32) if self._dropout > 0.0 else None
         for row, own in enumerate(chosen):

@@ -48,8 +48,10 @@ class Study:
         question: what it asks, a sentence.
         task: what is told apart.
         variants: in the order of their table.
-        against: name of the variant that the others are paired with.
+        against: name of the variant that the others are paired with: a conventional multi-modal FL.
         rounds: of each run.
+        beside: name of another variant to pair with as well; empty: none.
+        data: what real patients are called.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Study:
     variants: tuple[Variant, ...]
     against: str
     rounds: int = DEMO_ROUNDS
+    beside: str = ""
+    data: str = "tcga"
 
     def of(self, variant: Variant, seed: int, fold: int) -> tuple[Cell, ...]:
         """The runs of one variant on one split: one, or of `alone` one an institution, whose figures are averaged."""
@@ -69,10 +73,10 @@ class Study:
         changes = changes_of(**variant.changes)
         return tuple(Cell(variant.recipe, self.task.name, m, seed, fold, self.rounds, changes) for m in methods)
 
-    def cells(self, seeds: Sequence[int], folds: int = FOLDS) -> Iterator[Cell]:
+    def cells(self, seeds: Sequence[int], folds: Sequence[int] = range(FOLDS)) -> Iterator[Cell]:
         """All of them, split by split: a study that is cut short has all variants of the splits that it has."""
         for seed in seeds:
-            for fold in range(folds):
+            for fold in folds:
                 for variant in self.variants:
                     yield from self.of(variant, seed, fold)
 
@@ -156,7 +160,14 @@ STUDIES: Final[Mapping[str, Study]] = {
             FLOOR,
             "CM-FL",
         ),
-        Study("ablations", "What is each of our own choices worth?", STAGE_I_II, ABLATIONS, "DGB + PCW"),
+        Study(
+            "ablations",
+            "What is each of our own choices worth?",
+            STAGE_I_II,
+            ABLATIONS,
+            "CM-FL",
+            beside="DGB + PCW",
+        ),
         Study("steps", "Local steps K and step size η.", STAGE_I_II, STEPS, "CM-FL, K 10, η 0.002"),
         *(
             Study(

@@ -76,6 +76,7 @@ class CellResult:
         exported: its round.
         curve: by round, figures of all test patients: what papers report the best of. Nothing is chosen from it.
         losses: by round, subset to (training, validation) losses, mean proximity, and blending score.
+        uploaded: bytes of model words that the institutions sent in all rounds together; 0 for a baseline.
     """
 
     patients: tuple[str, ...]
@@ -85,6 +86,7 @@ class CellResult:
     exported: int
     curve: tuple[Mapping[str, float | None], ...] = ()
     losses: tuple[Mapping[str, Mapping[str, float | None]], ...] = ()
+    uploaded: int = 0
 
     @property
     def predictions(self) -> Predictions:
@@ -106,4 +108,5 @@ class CellResult:
             data["exported"],
             tuple(data["curve"]),
             tuple(data["losses"]),
+            data["uploaded"],
         )

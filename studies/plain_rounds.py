@@ -47,6 +47,7 @@ class PlainRun:
         round: that comes next.
         works: institution to its work, of those that take part.
         content: everything that was opened, and the models that the state names.
+        uploaded: institution to the bytes of sum A's words that it sent.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class PlainRun:
         self.plan = plan
         self.state, self.round = RunState(), 0
         self.content = MemoryContentStore()
+        self.uploaded = dict.fromkeys(plan.roster, 0)
         plan_bytes = plan.to_bytes()
         self._id = digest(plan_bytes)
         self._cohorts = Cohorts(plan)
@@ -118,6 +120,8 @@ class PlainRun:
                 length, ring = which.part(part).length, which.part(part).ring
                 words = np.empty(length, word_type(ring))
                 source.fill(0, words)
+                if which.name == UPDATES:
+                    self.uploaded[name] += words.nbytes
                 totals[part] = words if part not in totals else np.add(totals[part], words, out=totals[part])
         openings = tuple(
             PartOpening(part, tuple(sorted(part.contributors)), ())

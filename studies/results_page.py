@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from studies.catalogue import STUDIES, Study
-from studies.outcomes import METRICS, Row
+from studies.outcomes import BEST, METRICS, UPLOADED, Row
 
 SHOWN: Final = METRICS[:3]
+HEAD: Final = """# Results
+
+Made by `make studies`; every row is in [results.json](results.json) and made again by `python -m studies.run STUDY`.
+
+How to read it:
+
+- **Figures** are of the exported round, which validation patients choose, on test patients who were at no institution.
+  Who lacks none of the modalities that the patient's cohort has is scored.
+- **Brackets** are 95% intervals over splits with the corrected resampled variance (Nadeau and Bengio 2003), which knows
+  that splits share patients. Ten splits of the same patients are worth little more than four: the intervals are wide,
+  and honestly so.
+- **minus CM-FL** is paired: the same split, initial model, batches and dropout; a star where the interval excludes
+  zero; p is two-sided, and not corrected for how many comparisons stand here; "patients" is the interval of the same
+  difference when patients are drawn anew (bootstrap) on these splits.
+- **best round** is the largest figure of all rounds on the test patients, as papers report it; it is chosen on the test
+  set and is no estimate of anything.
+- *calibration error* is the expected calibration error, *log loss* the mean negative log-likelihood in nats; smaller is
+  better for both.
+"""
 
 
 def table(study: Study, rows: Sequence[Row]) -> Table:
     """The main figures of one study, for a terminal."""
     splits = f"{rows[0].seeds} seeds, {rows[0].folds} folds, {rows[0].data} patients" if rows else "no complete split"
     t = Table(title=f"{study.name}: {splits}", box=SIMPLE_HEAD, caption=study.question, caption_justify="left")
-    t.add_column("method")
+    t.add_column("method", no_wrap=True)
     for metric in SHOWN:
         t.add_column(metric.replace("_", " "), justify="right", no_wrap=True)
         t.add_column(f"minus {study.against}", justify="right", no_wrap=True)
@@ -34,41 +53,104 @@ def _mean(row: Row | None) -> str:
 
 
 def _paired(row: Row | None) -> str:
-    if row is None or row.paired_mean is None or row.paired_low is None or row.paired_high is None:
+    return "–" if row is None else _difference(row.paired_mean, row.paired_low, row.paired_high)
+
+
+def _difference(mean: float | None, low: float | None, high: float | None) -> str:
+    if mean is None or low is None or high is None:
         return "–"
-    sure = row.paired_low > 0 or row.paired_high < 0
-    return f"{row.paired_mean:+.3f} [{row.paired_low:+.3f}, {row.paired_high:+.3f}]{' *' if sure else ''}"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]{' *' if low > 0 or high < 0 else ''}"
 
 
-def page(rows: Sequence[Row], missing: int) -> str:
+def _whole(row: Row | None) -> str:
+    """A paired difference with all that is known of it."""
+    if row is None or row.paired_mean is None or row.paired_p is None:
+        return "–"
+    text = f"{_paired(row)}, p {row.paired_p:.2g}"
+    if row.patients_low is not None and row.patients_high is not None:
+        text += f"; patients [{row.patients_low:+.3f}, {row.patients_high:+.3f}]"
+    return text
+
+
+def page(
+    rows: Sequence[Row],
+    missing: int,
+    findings: Mapping[str, str] | None = None,
+    figures: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """docs/results.md.
 
     Args:
         rows: of all studies.
         missing: runs that the budget did not allow.
+        findings: study to what is to be said of it; `""` to what is to be said of all.
+        figures: study to the paths of its figures, seen from the page.
     """
-    lines = [
-        "# Results",
-        "",
-        "Made by `make studies`; every row is in [results.json](results.json) and made again by",
-        "`python -m studies.run STUDY`. Figures are of the exported round, which validation patients choose, on test",
-        "patients who have all modalities; `best round` is the largest figure of all rounds on the test patients, as",
-        "papers report it. Brackets: 95% intervals over splits by the corrected resampled variance (Nadeau and Bengio",
-        "2003), which knows that splits share patients; a star where the paired interval excludes zero.",
-        "",
-    ]
+    said, drawn = findings or {}, figures or {}
+    lines = [HEAD]
     if missing:
         lines += [f"**{missing} runs were not made: the budget was spent.** Only complete splits are counted.", ""]
+    if "" in said:
+        lines += ["## What it comes to", "", said[""].strip(), ""]
     for name, study in STUDIES.items():
         own = [r for r in rows if r.study == name]
         lines += [f"## {name}", "", study.question, ""]
         if not own:
             lines += ["Not run.", ""]
             continue
-        lines += [f"{own[0].seeds} seeds, {own[0].folds} folds each, {own[0].data} patients.", ""]
-        metrics = list(dict.fromkeys(r.metric for r in own))
-        for metric in metrics:
-            each = [r for r in own if r.metric == metric]
-            lines += [f"| {metric.replace('_', ' ')} | mean | minus {study.against} |", "|---|---|---|"]
-            lines += [f"| {r.method} | {_mean(r)} | {_paired(r)} |" for r in each] + [""]
+        one = own[0]
+        task = f"{study.task.name}, {study.rounds} rounds" if study.rounds else study.task.name
+        lines += [f"{one.seeds} seeds, {one.folds} fold{'s'[: one.folds > 1]} each, {one.data} patients; {task}.", ""]
+        if name in said:
+            lines += [said[name].strip(), ""]
+        lines += [line for path in drawn.get(name, ()) for line in (f"![{name}]({path})", "")]
+        lines += _tables(study, {(r.method, r.metric): r for r in own})
     return "\n".join(lines)
+
+
+def _tables(study: Study, rows: Mapping[tuple[str, str], Row]) -> list[str]:
+    methods = [v.name for v in study.variants]
+    metrics = list(dict.fromkeys(metric for _, metric in rows))
+    main = [m for m in (*METRICS, UPLOADED) if m in metrics]
+    lines = _table(methods, main, [_words(m) for m in main], rows, _mean)
+    lines += _table(methods, list(SHOWN), [f"{_words(m)}, minus {study.against}" for m in SHOWN], rows, _whole)
+    if study.beside:
+        heads = [f"{_words(m)}, minus {study.beside}" for m in SHOWN]
+        lines += _table(methods, list(SHOWN), heads, rows, _beside)
+    cohorts = list(dict.fromkeys(m.split("(", 1)[1][:-1] for m in metrics if m.endswith(")")))
+    if len(cohorts) > 1:
+        for metric in METRICS[1:3]:
+            each = [f"{metric} ({c})" for c in cohorts]
+            lines += _table(methods, each, [f"{_words(metric)}, {c}" for c in cohorts], rows, _mean_and_paired)
+    best = [f"{BEST} {m}" for m in SHOWN if f"{BEST} {m}" in metrics]
+    return lines + _table(methods, best, [_words(m) for m in best], rows, _mean_and_paired)
+
+
+def _table(
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    heads: Sequence[str],
+    rows: Mapping[tuple[str, str], Row],
+    cell: Callable[[Row | None], str],
+) -> list[str]:
+    body = []
+    for method in methods:
+        texts = [cell(rows.get((method, m))) for m in metrics]
+        if any(text != "–" for text in texts):
+            body.append(f"| {method} | {' | '.join(texts)} |")
+    if not body:
+        return []
+    return [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|", *body, ""]
+
+
+def _beside(row: Row | None) -> str:
+    return "–" if row is None else _difference(row.beside_mean, row.beside_low, row.beside_high)
+
+
+def _mean_and_paired(row: Row | None) -> str:
+    paired = _paired(row)
+    return "–" if row is None else f"{row.mean:.3f}" + ("" if paired == "–" else f" ({paired})")
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ").replace("auroc", "AUROC")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -20,10 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from security.errors import ConfigurationError
 from security.user_errors import user_errors
-from studies.catalogue import STUDIES, study
-from studies.cells import Cell
+from studies.catalogue import STUDIES, Study, study
+from studies.cells import Cell, CellResult
 from studies.cohorts import find_data
-from studies.outcomes import Row, rows_of
+from studies.figures import by_round, forest, losses_by_round
+from studies.machine import restart_alike
+from studies.order import informative
+from studies.outcomes import DRAWS, Row, rows_of
 from studies.recipes import fingerprint
 from studies.results_page import page, table
 from studies.run_cells import Source, run_cells
@@ -33,8 +38,12 @@ from studies.tcga import FOLDS
 STORE: Final = Path("runs/studies")
 PAGE: Final = Path("docs/results.md")
 ROWS: Final = Path("docs/results.json")
+FIGURES: Final = Path("docs/figures")
+FINDINGS: Final = Path(__file__).with_name("findings.toml")
+CURVES: Final = ("figure3", "late", "three")
+"""Studies whose figures by round are drawn."""
 SEEDS: Final = 10
-WIDTH: Final = 150
+WIDTH: Final = 190
 
 
 def seconds_of(text: str) -> float:
@@ -67,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source, data = Source(root), fingerprint(root)
     end = time.monotonic() + seconds_of(chosen.budget) if chosen.budget else None
     seeds = range(1, chosen.seeds + 1)
-    # Seeds outermost: what the budget cuts off is seeds, not studies.
-    cells = [cell for seed in seeds for each in wanted for cell in each.cells([seed], chosen.folds)]
+    cells = informative(wanted, seeds, chosen.folds)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console()
     console.width = max(console.width, WIDTH)  # cells cut short say nothing
@@ -87,21 +95,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress,
             lambda: end is not None and time.monotonic() > end,
         )
-    kind = "synthetic" if root is None else "real"
-    rows = {each.name: rows_of(each, found, kind) for each in wanted}
+    rows = {each.name: rows_of(each, found, _called(each, root), DRAWS if chosen.write else 0) for each in wanted}
     for each in wanted:
         console.print(table(each, rows[each.name]))
     missing = len(set(cells)) - len(found)
     if missing:
         console.print(f"{missing} of {len(set(cells))} runs are missing: the budget was spent. Run it again to go on.")
     if chosen.write:
-        _write([row for each in rows.values() for row in each], missing)
+        figures = {each.name: _draw(each, rows[each.name], found, _called(each, root)) for each in wanted}
+        _write([row for each in rows.values() for row in each], missing, figures)
 
 
-def _write(rows: Sequence[Row], missing: int) -> None:
-    ROWS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    PAGE.write_text(page(rows, missing))
+def _called(each: Study, root: Path | None) -> str:
+    return "synthetic" if root is None else each.data
+
+
+def _draw(each: Study, rows: Sequence[Row], found: Mapping[Cell, CellResult], data: str) -> list[str]:
+    """Writes a study's figures; their paths seen from the page."""
+    if not rows:
+        return []
+    made: dict[str, str | None] = {each.name: forest(each, rows)}
+    if each.name in CURVES:
+        made |= {f"{each.name}-{m}": by_round(each, found, m, data) for m in ("balanced_accuracy", "auroc")}
+        for variant in each.variants[:4]:
+            made[f"{each.name}-losses-{variant.method}"] = losses_by_round(each, variant.name, found, data)
+    FIGURES.mkdir(exist_ok=True)
+    written = {name.replace("_", "-"): svg for name, svg in made.items() if svg is not None}
+    for name, svg in written.items():
+        (FIGURES / f"{name}.svg").write_text(svg)
+    return [f"{FIGURES.name}/{name}.svg" for name in written]
+
+
+def _write(rows: Sequence[Row], missing: int, figures: Mapping[str, Sequence[str]]) -> None:
+    digits = [{k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
+    ROWS.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in digits) + "\n]\n")
+    findings = tomllib.loads(FINDINGS.read_text())
+    PAGE.write_text(page(rows, missing, findings, figures))
 
 
 if __name__ == "__main__":
+    restart_alike("studies.run", sys.argv[1:])
     main()

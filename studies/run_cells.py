@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from federation.features import FeatureSchema
 from federation.model_archive import Model
@@ -120,7 +121,7 @@ def _computed(
             yield batch, run_batch(batch, source)
         return
     context = multiprocessing.get_context("spawn")  # torch and gRPC survive no fork
-    with ProcessPoolExecutor(min(processes, len(batches)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(processes, len(batches)), mp_context=context) as pool:
         waiting, running = list(reversed(batches)), dict[Future[list[CellResult]], tuple[Cell, ...]]()
         try:
             while True:
@@ -136,17 +137,12 @@ def _computed(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 # -- one batch ----------------------------------------------------------------------------------------------------
 
 
 def run_batch(cells: Sequence[Cell], source: Source) -> list[CellResult]:
     """Runs cells of one batch (`run_cells` makes them) in this process."""
+    torch.set_num_threads(1)  # figures are those of one thread, and such small models only wait for each other
     if not cells[0].federated:
         return [_baseline(cell, source) for cell in cells]
     runs = [_Federated(cell, source) for cell in cells]
@@ -212,7 +208,8 @@ class _Federated:
         if chosen is not None:
             components, temperatures, exported = chosen.components, chosen.temperatures, chosen.round
         probabilities = self._test.predict(self._model(components, temperatures))
-        return _result(self._test, probabilities, exported, self._curve, self._losses)
+        uploaded = sum(self.run.uploaded.values())
+        return _result(self._test, probabilities, exported, self._curve, self._losses, uploaded)
 
     def _model(self, components: Mapping[str, ComponentDigests], temperatures: Mapping[str, float]) -> Model:
         content = self.run.content
@@ -242,9 +239,11 @@ def _result(
     exported: int,
     curve: Sequence[Mapping[str, float | None]] = (),
     losses: Sequence[Mapping[str, Mapping[str, float | None]]] = (),
+    uploaded: int = 0,
 ) -> CellResult:
     rows = tuple(tuple(round(float(p), 6) for p in row) for row in probabilities)
-    return CellResult(test.ids, test.cohorts, tuple(test.labels.tolist()), rows, exported, tuple(curve), tuple(losses))
+    labels = tuple(test.labels.tolist())
+    return CellResult(test.ids, test.cohorts, labels, rows, exported, tuple(curve), tuple(losses), uploaded)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -139,20 +139,32 @@ def bootstrap_differences(
     Raises:
         StudyError: the splits are not the same, or the metric is none.
     """
-    if metric not in METRICS:
-        raise StudyError(f"no bootstrap of {metric!r}.", remedy=f"Choose from: {', '.join(METRICS)}.")
     if [p.patients for p in one] != [p.patients for p in other]:
         raise StudyError("methods were not scored on the same patients.", remedy="Compare them split by split.")
-    everybody = sorted({patient for p in one for patient in p.patients})
+    return bootstrap_means(one, metric, draws, seed) - bootstrap_means(other, metric, draws, seed)
+
+
+def bootstrap_means(splits: Sequence[Predictions], metric: str, draws: int, seed: int) -> Float64:
+    """float64[draws]: a method's mean over splits, each time on patients drawn anew; see `bootstrap_differences`.
+
+    The same patients and seed give the same draws, so that two methods' means may be subtracted draw by draw.
+
+    Raises:
+        StudyError: the metric is none.
+    """
+    if metric not in METRICS:
+        raise StudyError(f"no bootstrap of {metric!r}.", remedy=f"Choose from: {', '.join(METRICS)}.")
+    everybody = sorted({patient for p in splits for patient in p.patients})
     place = {patient: k for k, patient in enumerate(everybody)}
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(len(everybody), np.full(len(everybody), 1 / len(everybody)), size=draws)
     total, seen = np.zeros(draws), np.zeros(draws)
-    for a, b in zip(one, other, strict=True):
-        weights = counts[:, [place[patient] for patient in a.patients]].astype(np.float64)
-        difference = weighted(metric, a, weights) - weighted(metric, b, weights)
-        there = np.isfinite(difference)
-        total += np.where(there, difference, 0.0)
+    for split in splits:
+        weights = counts[:, [place[patient] for patient in split.patients]].astype(np.float64)
+        # A class that nobody of is drawn is one that every method lacks in this draw: the label's, not the method's.
+        figure = weighted(metric, split, weights)
+        there = np.isfinite(figure)
+        total += np.where(there, figure, 0.0)
         seen += there
     return np.asarray(total / np.maximum(seen, 1))
 

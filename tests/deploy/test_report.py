@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.axes import Linear, Logarithmic
 from deploy.figures import (
     blended_combinations,
     blending,
@@ -36,6 +35,7 @@ from deploy.report import (
 from deploy.summary import REQUIRED, Summary, SummaryError, build_summary
 from deploy.verdicts import cautions, compare, headline, sentence
 from federation.blending import default_settings, step_weights
+from studies.axes import Linear, Logarithmic
 from tests.deploy.generated_run import COMBINATIONS, SUBSETS, facts, record, records, report_input, scores, summary
 from tests.plans import example_plan
 

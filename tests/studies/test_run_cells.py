@@ -51,6 +51,13 @@ def test_methods_of_one_split_differ_and_are_scored_on_the_same_patients() -> No
     assert len({r.probabilities for r in found}) == 4
 
 
+def test_a_result_is_bit_for_bit_the_same_whoever_trains_in_its_batch() -> None:
+    others = [replace(CELL, seed=2), replace(CELL, method="cm-fl"), replace(CELL, seed=3, method="hgb")]
+    (by_itself,) = run_batch([CELL], SOURCE)
+    assert run_batch([*others, CELL], SOURCE)[-1] == by_itself
+    assert by_itself.uploaded > 0
+
+
 def test_what_the_store_has_is_not_run_again(tmp_path: Path) -> None:
     store, told = ResultStore(tmp_path), list[str]()
     cells = [CELL, replace(CELL, method="constant"), CELL]

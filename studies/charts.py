@@ -13,8 +13,10 @@ from html import escape
 from itertools import groupby
 from typing import Final
 
-from deploy.axes import Linear, Logarithmic, Scale
-from deploy.figures import Point
+from studies.axes import Linear, Logarithmic, Scale
+
+Point = tuple[int, float | None]
+"""A round and its value; None is a gap."""
 
 STYLES: Final = 8
 """Colours and dashes in the style sheet: classes `c0` … `c7`."""
