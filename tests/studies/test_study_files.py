@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -89,7 +88,10 @@ def test_figures_are_svg_with_every_variant() -> None:
 
 
 def test_losses_are_drawn_of_every_subset() -> None:
-    each = {"mrna": {"training": 0.6, "validation": 0.7}, "image": {"training": 0.5, "validation": None}}
+    each: dict[str, dict[str, float | None]] = {
+        "mrna": {"training": 0.6, "validation": 0.7},
+        "image": {"training": 0.5, "validation": None},
+    }
     found = {cell: replace(r, losses=(each, each)) for cell, r in results(SCORES).items()}
     svg = losses_by_round(STUDY, "A", found, "synthetic")
     assert svg is not None
