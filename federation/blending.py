@@ -56,7 +56,7 @@ __all__ = [
     "BlendingStateError",
 ]
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 UNIFORM_ROUNDS: Final = 2
 """Rounds 0 and 1 use `v = 1/|S_i|`: the first `O` and `G` exist after round 1."""
 
@@ -103,6 +103,7 @@ class BlendingSettings:
     clamp: bool = True
     weight_floor: float = 1e-6
     encoder_times_combination: bool = False
+    horizon: int = 1
 
     def __post_init__(self) -> None:
         for name, kind in (("kappa", Kappa), ("generalisation", Generalisation), ("overfitting", Overfitting)):
@@ -113,6 +114,7 @@ class BlendingSettings:
         for name, legal, rule in (
             ("smoothing", 0 <= self.smoothing <= 1, "between 0 and 1"),
             ("window", self.window >= 1, "at least 1"),
+            ("horizon", self.horizon >= 0, "0 or above"),
             ("v_min", 0 <= self.v_min < math.inf, "finite, 0 or above"),
             ("v_max", self.v_min <= self.v_max < math.inf, "finite, at least v_min"),
             ("epsilon", 0 <= self.epsilon < math.inf, "finite, 0 or above"),
@@ -150,6 +152,7 @@ class SubsetHistory:
     validation: float
     overfitting: tuple[float, ...] = ()
     generalisation: tuple[float, ...] = ()
+    changes: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,7 @@ class BlendingState:
                     "validation": h.validation,
                     "overfitting": list(h.overfitting),
                     "generalisation": list(h.generalisation),
+                    "changes": [list(pair) for pair in h.changes],
                 }
                 for name, h in sorted(self.subsets.items())
             },
@@ -185,15 +189,17 @@ class BlendingState:
                 raise ValueError("version or fields")
             subsets = {}
             for name, item in data["subsets"].items():
-                if set(item) != {"training", "validation", "overfitting", "generalisation"}:
+                if set(item) != {"training", "validation", "overfitting", "generalisation", "changes"}:
                     raise ValueError("fields of a subset")
                 overfitting = tuple(float(x) for x in item["overfitting"])
                 generalisation = tuple(float(x) for x in item["generalisation"])
                 training, validation = float(item["training"]), float(item["validation"])
-                finite = all(map(math.isfinite, (training, validation, *overfitting, *generalisation)))
+                changes = tuple((float(t), float(v)) for t, v in item["changes"])
+                every = (training, validation, *overfitting, *generalisation, *(x for pair in changes for x in pair))
+                finite = all(map(math.isfinite, every))
                 if len(overfitting) != len(generalisation) or not finite:
                     raise ValueError("values of a subset")
-                subsets[str(name)] = SubsetHistory(training, validation, overfitting, generalisation)
+                subsets[str(name)] = SubsetHistory(training, validation, overfitting, generalisation, changes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BlendingStateError(
                 f"a stored blending state cannot be read ({error}).",
@@ -309,12 +315,21 @@ def advance(
 
 
 def _remember(history: SubsetHistory | None, means: LossMeans, settings: BlendingSettings) -> SubsetHistory:
+    from_sums = settings.overfitting == "delta-sums"
     if history is None:
-        return SubsetHistory(means.training, means.validation)
-    if settings.overfitting == "delta-sums":
-        training, validation = means.training_delta, means.validation_delta
+        # Counted from the start, the first round's changes are against w(0), which everybody has evaluated.
+        if settings.horizon > 0 or not from_sums:
+            return SubsetHistory(means.training, means.validation)
+        history = SubsetHistory(means.training, means.validation)
+    if from_sums:
+        change = means.training_delta, means.validation_delta
     else:
-        training, validation = means.training - history.training, means.validation - history.validation
+        change = means.training - history.training, means.validation - history.validation
+    changes = (*history.changes, change)
+    training, validation = (math.fsum(parts) for parts in zip(*changes[-settings.horizon :], strict=True))
+    changes = changes[1 - settings.horizon :] if settings.horizon > 1 else ()
+    if settings.horizon == 0:
+        changes = ((training, validation),)
     overfitting = validation - training
     generalisation = abs(validation) if settings.generalisation == "absolute" else max(0.0, -validation)
     keep = settings.window
@@ -323,6 +338,7 @@ def _remember(history: SubsetHistory | None, means: LossMeans, settings: Blendin
         means.validation,
         (*history.overfitting, overfitting)[-keep:],
         (*history.generalisation, generalisation)[-keep:],
+        changes,
     )
 
 

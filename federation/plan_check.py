@@ -273,6 +273,9 @@ def _method(plan: Plan) -> Iterator[Problem]:
     if blending.v_min > blending.v_max:
         remedy = f"Set v_max to at least v_min = {blending.v_min:g}."
         yield Problem(("blending", "v_max"), f"{blending.v_max:g} is below v_min.", remedy)
+    if blending.among == "modalities" and blending.kind == "local":
+        remedy = 'Write among = "subsets", or kind = "dgb".'
+        yield Problem(("blending", "among"), "an institution alone cannot blend modalities for all.", remedy)
 
 
 def _components(plan: Plan) -> Iterator[Problem]:

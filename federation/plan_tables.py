@@ -120,6 +120,10 @@ class ComponentRule(PlanTable):
         ),
     ] = 1.0
 
+    step: Annotated[
+        Number, Range(0, 100), about("Its step size in parts of η, the same at every institution, before DGB's factor.")
+    ] = 1.0
+
     def due(self, round_: int) -> bool:
         """Whether it is trained and summed in a round, counted from 1."""
         return self.every > 0 and (round_ - 1) % self.every == 0
@@ -269,6 +273,14 @@ class Training(PlanTable):
         Range(0, 10000, "patients"),
         about("Scale of the discrete Laplace noise on n_i, drawn once per run; 0: none."),
     ] = 5.0
+    head_gradient: Annotated[
+        Number,
+        Range(0, 100),
+        about(
+            "Weight of a head's loss in its encoder's gradient, beside the classifier's 1; 0: heads read the detached "
+            "encoding and teach the encoder nothing."
+        ),
+    ] = 0.0
 
 
 class ServerOptimiser(PlanTable):
@@ -317,6 +329,19 @@ class Blending(PlanTable):
     encoder_times_combination: Annotated[
         bool, about("An encoder's step is also scaled by its institution's combination's weight.")
     ] = False
+    horizon: Annotated[
+        U32,
+        Range(0, 1000, "rounds"),
+        about("O and G are the changes over so many rounds, added up; 1: of one round; 0: of all since the run began."),
+    ] = 1
+    among: Annotated[
+        Literal["subsets", "modalities"],
+        about(
+            "What v is divided among. `subsets`: an institution's modalities and its combination, by its own S_i. "
+            "`modalities`: the plan's modalities, so that an encoder has the same factor at every institution that "
+            "holds it, alone or not; classifiers step by η."
+        ),
+    ] = "subsets"
 
 
 class Proximity(PlanTable):

@@ -33,6 +33,7 @@ def blending_settings(plan: Plan) -> BlendingSettings:
         overfitting=b.overfitting,
         clamp=b.clamp,
         encoder_times_combination=b.encoder_times_combination,
+        horizon=b.horizon,
     )
 
 

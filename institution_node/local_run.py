@@ -255,6 +255,11 @@ class LocalRun:
     # -- for studies, which train and evaluate many institutions at once ------------------------------------------
 
     @property
+    def validation_ids(self) -> tuple[str, ...]:
+        """Patients that are kept for validation."""
+        return tuple(self._data.ids[row] for row in self._validation_rows)
+
+    @property
     def updates(self) -> UpdateWork:
         """Sum A of the open training round."""
         found = self._current().updates

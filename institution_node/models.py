@@ -159,6 +159,7 @@ class InstitutionModel(nn.Module):
         self.heads = tuple(
             m for m in self.modalities if m != self.combination and names.classifier(m) in self.components
         )
+        self.head_gradient = plan.training.head_gradient
         self._stacks: dict[str, Stack] = {}
         self.slices: dict[str, slice] = {}
         start = 0
@@ -246,8 +247,16 @@ class InstitutionModel(nn.Module):
         logits = {self.combination: self._stacks[names.classifier(self.combination)](joined, masks)}
         for modality, encoding in zip(self.modalities, encodings, strict=True):
             if modality in self.heads:
-                logits[modality] = self._stacks[names.classifier(modality)](encoding.detach(), masks)
+                read = partly_detached(encoding, self.head_gradient)
+                logits[modality] = self._stacks[names.classifier(modality)](read, masks)
         return logits
+
+
+def partly_detached(encoding: torch.Tensor, share: float) -> torch.Tensor:
+    """The encoding itself, through which only this share of a gradient goes back."""
+    if share == 0.0:
+        return encoding.detach()
+    return encoding.detach() + share * (encoding - encoding.detach())
 
 
 def _tensor(vector: npt.NDArray[np.float32]) -> torch.Tensor:

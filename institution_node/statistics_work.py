@@ -67,7 +67,7 @@ class StatisticsWork:
         prepared, memory = self._prepared, self._before
         if memory.last_model == prepared.model_digest:
             return memory.last_losses
-        if self._number == 1:
+        if self._number == 1 and self._context.plan.blending.horizon > 0:
             return {}
         found = self._divided(prepared.trainer.evaluate(prepared.weights()))
         return {

@@ -95,7 +95,7 @@ class LocalTrainer:
         Args:
             weights: component to float32[size] w(t), for every component that the institution owns.
             step_factors: κ·v per component, at least 0; a component without one is stepped with 1. A head's own
-                step is the learning rate, unscaled, whatever stands here for it (METHOD.md, "Uni-modal heads").
+                step is the plan's, unscaled, whatever stands here for it (METHOD.md, "Uni-modal heads").
             learning_rate: η of this round (`schedule.learning_rate`).
             rng: draws batches and dropout (and, in private training, noise).
             held: components that stay as they are: they have no gradient, and no part in a clipping norm. At least
@@ -180,7 +180,7 @@ class LocalTrainer:
         return BatchGradients(self, rng)
 
     def rates(self, step_factors: Mapping[str, float], learning_rate: float, held: frozenset[str]) -> dict[str, float]:
-        """The step size of each component: 0 where it is held; a head's is the learning rate, unscaled.
+        """The step size of each component: 0 where it is held; a head's is the plan's, unscaled.
 
         Raises:
             LocalMisuseError: one is negative, infinite or NaN.
@@ -188,7 +188,7 @@ class LocalTrainer:
         heads = {names.classifier(m) for m in self.model.heads}
         rates: dict[str, float] = {}
         for name in self.model.slices:
-            factor = 1.0 if name in heads else step_factors.get(name, 1.0)
+            factor = self.plan.component(name).step if name in heads else step_factors.get(name, 1.0)
             rate = 0.0 if name in held else learning_rate * factor
             if not 0.0 <= rate <= _LARGEST_RATE:  # NaN fails this too
                 raise LocalMisuseError(f"the step size of {name} is {rate}.", remedy="Give finite factors, at least 0.")

@@ -179,7 +179,7 @@ class UpdateWork:
 
     def _step_factors(self) -> dict[str, float]:
         """κ·v of each component (METHOD.md, "DGB")."""
-        context, layout = self._context, self._prepared.layout
+        context, layout, plan = self._context, self._prepared.layout, self._context.plan
         local = context.plan.blending.kind == "local"
         scores: dict[str, float | None] = {} if local else dict(self._figures.scores)
         subsets = layout.subsets_of(context.institution)
@@ -190,8 +190,14 @@ class UpdateWork:
             median = None if local else self._figures.median_squared_overfitting
             _, figures = advance(context.recall().blending, {}, settings, median)
             own = figures.scores()
-            for subset in subsets:
+            for subset in subsets if plan.blending.among == "subsets" else ():
                 if scores.get(subset) is None:
                     scores[subset] = own.get(subset)
-        v = step_weights(scores, subsets, settings, self._number - 1)
-        return {name: v.get(names.component_subset(name), 1.0) for name in layout.owned(context.institution)}
+        owned = layout.owned(context.institution)
+        if plan.blending.among == "modalities":
+            v = step_weights(scores, plan.modality_order, settings, self._number - 1)
+            moved = {name: v[m] for m in plan.modality_order if (name := names.encoder(m)) in owned}
+        else:
+            v = step_weights(scores, subsets, settings, self._number - 1)
+            moved = {name: v.get(names.component_subset(name), 1.0) for name in owned}
+        return {name: plan.component(name).step * moved.get(name, 1.0) for name in owned}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from federation.plan import Plan
+from federation.plan import ComponentRule, Plan
 from studies.comparison import placeholder_key
 from studies.demo_plan import demo_plan
 from studies.methods import FEDERATED, changed, plan_of
 from studies.significance import Predictions
 from studies.tcga import Federation
+
+Scored = Literal["test", "validation"]
 
 
 def changes_of(**fields: Any) -> str:
@@ -33,6 +35,7 @@ class Cell:
         seed, fold: of the split; the seed draws everything else too.
         rounds: of the run.
         changes: of the demo's plan, as canonical JSON (`changes_of`).
+        scored: on the `test` set, or on the institutions' `validation` patients, who may be tuned on.
     """
 
     recipe: str
@@ -42,10 +45,14 @@ class Cell:
     fold: int
     rounds: int
     changes: str = "{}"
+    scored: Scored = "test"
 
     def description(self, data: str) -> dict[str, Any]:
         """Everything that its result depends on; `data` is the fingerprint of the patients."""
-        return {"data": data, **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.scored == "test":
+            del fields["scored"]  # what was stored before there was another choice
+        return {"data": data, **fields}
 
     def plan(self, federation: Federation) -> Plan:
         """The plan by which it runs: the demo's with its changes, as the method has it."""
@@ -54,6 +61,8 @@ class Cell:
         # The method first: a study may set what the method sets.
         own = plan_of(self.method, base) if self.federated else base
         changes = json.loads(self.changes)
+        if "components" in changes:
+            changes["components"] = tuple(ComponentRule(**rule) for rule in changes["components"])
         return changed(own, {**changes, "preset": "custom"}) if changes else own
 
     @property

@@ -38,6 +38,10 @@ BIMODAL: Final = ((("mrna", "image"), ("mrna",), ("image",)),)
 """METHOD.md, "The bi-modal variant"."""
 
 
+UPPER_BOUND_OF: Final[Mapping[str, str]] = {"nine": "upper bound"}
+"""A federation to the one that deals the same patients to the same institutions with all modalities."""
+
+
 def _dealt(
     kinds: tuple[tuple[tuple[str, ...], ...], ...],
     cohorts: Mapping[str, Cohort],

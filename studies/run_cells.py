@@ -25,8 +25,8 @@ from studies.federation import StudyError
 from studies.lockstep import run_together
 from studies.methods import ALONE, CONSTANT, POOLED
 from studies.plain_rounds import PlainRun, settle
-from studies.recipes import federation
-from studies.scoring import Probabilities, TestPatients
+from studies.recipes import UPPER_BOUND_OF, federation
+from studies.scoring import Probabilities, TestPatients, validation_patients
 from studies.settled import Settled
 from studies.simulate import institution_data, institution_randomness
 from studies.store import ResultStore
@@ -104,7 +104,7 @@ def _batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     for cell in cells:
         changes = json.loads(cell.changes)
         shared = {name: changes.get(name) for name in ("model", "training", "modalities")}
-        alike = [cell.recipe, cell.task, cell.rounds, shared, "" if cell.federated else cell.method]
+        alike = [cell.recipe, cell.task, cell.rounds, cell.scored, shared, "" if cell.federated else cell.method]
         groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
     place = {cell: k for k, cell in enumerate(cells)}
     batches = [tuple(g[k : k + TOGETHER]) for g in groups.values() for k in range(0, len(g), TOGETHER)]
@@ -141,9 +141,15 @@ def _computed(
 
 
 def run_batch(cells: Sequence[Cell], source: Source) -> list[CellResult]:
-    """Runs cells of one batch (`run_cells` makes them) in this process."""
+    """Runs cells of one batch (`run_cells` makes them) in this process.
+
+    Raises:
+        StudyError: a baseline is to be scored on validation patients.
+    """
     torch.set_num_threads(1)  # figures are those of one thread, and such small models only wait for each other
     if not cells[0].federated:
+        if cells[0].scored != "test":
+            raise StudyError("baselines have no validation patients.", remedy="Score them on the test set.")
         return [_baseline(cell, source) for cell in cells]
     runs = [_Federated(cell, source) for cell in cells]
     run_together([r.run for r in runs], lambda k, record: runs[k].take(record))
@@ -163,6 +169,14 @@ def _settled(source: Source, recipe: str, task: str, seed: int, fold: int, plan:
     return settle(own, data, lambda name: institution_randomness(seed, name))
 
 
+def _scored(cell: Cell, source: Source, made: Federation, plan: Plan, run: PlainRun) -> TestPatients:
+    """Whom a federated cell is scored on; nobody of the test set is looked at where that is not asked for."""
+    if cell.scored == "test":
+        return TestPatients.of(made, plan)
+    whole = _split(source, UPPER_BOUND_OF.get(cell.recipe, cell.recipe), cell.task, cell.seed, cell.fold)
+    return validation_patients(whole, plan, {name: work.validation_ids for name, work in run.works.items()})
+
+
 class _Federated:
     """A federated cell under way."""
 
@@ -179,7 +193,7 @@ class _Federated:
             start = _settled(*split, self._plan.to_bytes())
         self.run = PlainRun(self._plan, start.data, start.randomness, start)
         self._schema = FeatureSchema.from_bytes(start.schema)
-        self._test = TestPatients.of(made, self._plan)
+        self._test = _scored(cell, source, made, self._plan, self.run)
         self._curve: list[Mapping[str, float | None]] = []
         self._losses: list[Mapping[str, Mapping[str, float | None]]] = []
 

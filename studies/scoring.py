@@ -6,7 +6,7 @@ the stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -122,6 +122,36 @@ class TestPatients:
         for name in dict.fromkeys(self.cohorts):
             found[name] = scores_exact(self.labels[cohorts == name], probabilities[cohorts == name])
         return found
+
+
+def validation_patients(whole: Federation, plan: Plan, validating: Mapping[str, Collection[str]]) -> TestPatients:
+    """The institutions' validation patients who have every modality, for choosing between configurations.
+
+    Those at institutions that hold some modalities only are here too, with all of theirs: data that the institution's
+    run never saw, of patients whom nobody trained on.
+
+    Args:
+        whole: the same deal with all modalities everywhere.
+        plan: of the run.
+        validating: institution to its validation patients in the run.
+
+    Raises:
+        StudyError: none of them has all modalities.
+    """
+    kept = [
+        (shard, tuple(p for p in shard.stages if p in set(validating[shard.name])))
+        for shard in whole.shards
+        if set(shard.modalities) == set(plan.modality_order)
+    ]
+    kept = [(shard, patients) for shard, patients in kept if patients]
+    if not kept:
+        raise StudyError("no validation patient has all modalities: there is nobody to score on.")
+    return TestPatients(
+        tuple(p for _, patients in kept for p in patients),
+        tuple(shard.cohort for shard, patients in kept for _ in patients),
+        np.array([class_index(plan.label, shard.stages[p]) for shard, patients in kept for p in patients], np.int64),
+        {m: stacked([_rows(shard.tables[m], patients) for shard, patients in kept]) for m in plan.modality_order},
+    )
 
 
 def mean_scores(many: Sequence[SeedScores]) -> dict[str, Scores]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from federation import names
-from institution_node.models import DropoutMasks, InstitutionModel, activate
+from institution_node.models import DropoutMasks, InstitutionModel, activate, partly_detached
 
 Float32 = npt.NDArray[np.float32]
 
@@ -118,7 +118,8 @@ class StackedModels:
         logits = {model.combination: self._run(names.classifier(model.combination), joined, masks)}
         for modality, encoding in zip(model.modalities, encodings, strict=True):
             if modality in model.heads:
-                logits[modality] = self._run(names.classifier(modality), encoding.detach(), masks)
+                read = partly_detached(encoding, model.head_gradient)
+                logits[modality] = self._run(names.classifier(modality), read, masks)
         return logits
 
     def _run(self, component: str, values: torch.Tensor, masks: DropoutMasks | None) -> torch.Tensor:

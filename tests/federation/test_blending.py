@@ -30,6 +30,7 @@ settings_strategy = st.builds(
     window=st.integers(1, 4),
     generalisation=st.sampled_from(["fall", "absolute"]),
     overfitting=st.sampled_from(["delta-sums", "weighted-means"]),
+    horizon=st.integers(0, 3),
 )
 histories = st.lists(
     st.dictionaries(st.sampled_from(NAMES), st.tuples(st.floats(0, 1), loss, loss, loss, loss), max_size=4), max_size=6
@@ -133,6 +134,43 @@ def test_the_window_forgets() -> None:
         state, figures = advance(state, {"s": sums(1, 0.5, validation, 0.5, last)}, settings)
     assert figures.subsets["s"].generalisation == pytest.approx(0.1)
     assert len(state.subsets["s"].generalisation) == 2
+
+
+@pytest.mark.parametrize("horizon", [0, 1, 2, 3, 9])
+def test_over_a_horizon_changes_are_added_up(horizon: int) -> None:
+    """Against the losses of so many rounds ago, whose differences they are; from the start, against those at w(0)."""
+    settings = replace(default_settings(), horizon=horizon, window=1)
+    curve = [(1.0, 1.0), (0.9, 0.95), (0.7, 0.8), (0.6, 0.85), (0.3, 0.9)]
+    state = BlendingState()
+    for now, (training, validation) in enumerate(curve[1:], 1):
+        last = curve[now - 1]
+        state, figures = advance(state, {"s": sums(1, training, validation, *last)}, settings)
+        # The first round's change is counted only where everybody has losses at w(0).
+        first = 0 if horizon == 0 else max(1, now - horizon)
+        found = figures.subsets["s"]
+        if not found.known:
+            assert now == 1
+            assert horizon > 0
+            continue
+        fell = curve[first][1] - validation
+        assert found.generalisation == pytest.approx(max(0.0, fell))
+        assert found.overfitting == pytest.approx(curve[first][0] - training - fell)
+
+
+def test_noise_of_one_round_cancels_over_a_horizon() -> None:
+    """Ups and downs around a steady course look like overfitting in each round, and like nothing over all of them."""
+    steady = replace(default_settings(), window=1)
+    scores = {}
+    for horizon in (1, 0):
+        state = BlendingState()
+        for now in range(1, 9):
+            noise, before = (0.02 * (-1) ** k for k in (now, now - 1))
+            losses = sums(1, 1 - 0.05 * now, 1 - 0.05 * now + noise, 1.05 - 0.05 * now, 1.05 - 0.05 * now + before)
+            state, figures = advance(state, {"s": losses}, replace(steady, horizon=horizon))
+        scores[horizon] = figures.subsets["s"]
+    assert scores[1].overfitting == pytest.approx(0.04)
+    assert scores[0].overfitting == pytest.approx(0.0)
+    assert scores[0].generalisation == pytest.approx(0.4)
 
 
 def test_hierarchical_blending_is_the_same_function_on_ones_own_losses() -> None:

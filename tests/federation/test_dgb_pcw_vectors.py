@@ -125,5 +125,5 @@ def test_bad_cases_fail_with_their_code(case: dict[str, Any]) -> None:
 def test_presets_are_those_of_the_plan(name: str) -> None:
     settings, fields = PRESETS[name](), PLAN_PRESETS[name]["blending"]
     shared = set(fields) & {field.name for field in dataclasses.fields(settings)}
-    assert len(shared) == 11
+    assert len(shared) == 12
     assert {field: getattr(settings, field) for field in shared} == {field: fields[field] for field in shared}

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from federation.plan import MAX_BYTES, Plan, PlanError, Training, digest
 from tests.plans import example_identity, example_plan, example_private_key
 
-EXAMPLE_DIGEST = "45bca20c35e3559742d4e76378b8b27599e4f762578460fbe409d149c7e0230a"
+EXAMPLE_DIGEST = "7bddd64a0b9a215904076c9fa1f04068f94e44a2b83615ea0050df5233b64478"
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from federation.plan import ComponentRule
 from institution_node.errors import NonFiniteTrainingError, TrainingDataError, WeightsError
 from institution_node.optimisers import FlatOptimiser
 from institution_node.training import LocalTrainer, epochs
@@ -55,6 +56,35 @@ def test_one_sgd_step_is_the_gradient_times_each_components_step(institution: st
         head = name in {f"classifier/{m}" for m in model.heads}
         factor = 1.0 if head else factors[name]  # a head's step is η, unscaled
         np.testing.assert_allclose(update, -0.1 * factor * gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_so_much_of_a_heads_gradient_reaches_its_encoder(share: float) -> None:
+    made = case("brca-1", training={**PLAIN, "head_gradient": share}, model={"dropout": 0.0})
+    model = trainer(made, 24).model
+    model.load(made.weights)
+    features, labels = [torch.from_numpy(made.features[m][:24]) for m in model.modalities], made.labels[:24]
+    alone: dict[str, Any] = {}
+    for subset in (model.combination, *model.heads):
+        # The loss of one subset at a time, through encodings that are not detached.
+        encodings = dict(zip(model.modalities, model.encode(features, None), strict=True))
+        read = [encodings[m] for m in (model.modalities if subset == model.combination else (subset,))]
+        logits = model.stack(f"classifier/{subset}")(torch.cat(read, dim=1), None)
+        model.zero_grad()
+        functional.cross_entropy(logits, torch.from_numpy(labels)).backward()  # type: ignore[no-untyped-call]  # torch ships no type
+        alone[subset] = {m: model.gradients_flat[model.slices[f"encoder/{m}"]].clone() for m in model.modalities}
+    whole = whole_gradient(made, 24)
+    for m in model.modalities:
+        expected = alone[model.combination][m] + share * alone[m][m]
+        np.testing.assert_allclose(whole[f"encoder/{m}"], expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_components_own_step_holds_for_heads_too() -> None:
+    rule = ComponentRule(name="classifier/mrna", step=0.25)
+    made = case("brca-1", components=(rule,))
+    rates = trainer(made).rates({}, 0.1, frozenset())
+    assert rates["classifier/mrna"] == pytest.approx(0.025)
+    assert rates["classifier/image"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "momentum", "adam"])

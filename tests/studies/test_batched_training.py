@@ -68,6 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"training": {"optimiser": "sgd", "local_steps": 7, "batch_size": 5}},
     "momentum": {"training": {"optimiser": "momentum", "momentum": 0.8, "local_steps": 4}, "model": {"dropout": 0.0}},
     "adam": {"training": {"optimiser": "adam", "weight_decay": 0.1, "gradient_clip": 0.5, "proximal": 0.2}},
+    "heads teach": {"training": {"head_gradient": 0.5, "local_steps": 4}},
     "balanced": {"training": {"class_weights": "balanced"}, "model": {"heads": False, "activation": "tanh"}},
 }
 

@@ -286,22 +286,26 @@ class ComponentRule(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EVERY_FIELD_NUMBER: _builtins.int
     FRACTION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"encoder/mrna"."""
     every: _builtins.int
     """Trained and summed in rounds 1, 1 + every, 1 + 2·every, …; 0: never."""
     fraction: _builtins.float
     """Part of its parameters that is summed in a round, above 0, at most 1."""
+    step: _builtins.float
+    """Its step size in parts of η, before DGB's factor."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         every: _builtins.int = ...,
         fraction: _builtins.float = ...,
+        step: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "fraction", b"fraction", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "fraction", b"fraction", "name", b"name", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,6 +446,7 @@ class Training(_message.Message):
     SCHEDULE_FACTOR_FIELD_NUMBER: _builtins.int
     VALIDATION_FRACTION_FIELD_NUMBER: _builtins.int
     COUNT_NOISE_FIELD_NUMBER: _builtins.int
+    HEAD_GRADIENT_FIELD_NUMBER: _builtins.int
     local_steps: _builtins.int
     """K: batches in a round."""
     batch_size: _builtins.int
@@ -465,6 +470,8 @@ class Training(_message.Message):
     """Part of an institution's patients kept for validation, stratified by class."""
     count_noise: _builtins.float
     """Scale, in patients, of the discrete Laplace noise on n_i; 0: none."""
+    head_gradient: _builtins.float
+    """Part of a head's gradient that reaches its encoder; 0: the head reads the detached encoding."""
     def __init__(
         self,
         *,
@@ -482,10 +489,11 @@ class Training(_message.Message):
         schedule_factor: _builtins.float = ...,
         validation_fraction: _builtins.float = ...,
         count_noise: _builtins.float = ...,
+        head_gradient: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "class_weights", b"class_weights", "count_noise", b"count_noise", "gradient_clip", b"gradient_clip", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "momentum", b"momentum", "optimiser", b"optimiser", "proximal", b"proximal", "schedule", b"schedule", "schedule_factor", b"schedule_factor", "schedule_period", b"schedule_period", "validation_fraction", b"validation_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "class_weights", b"class_weights", "count_noise", b"count_noise", "gradient_clip", b"gradient_clip", "head_gradient", b"head_gradient", "learning_rate", b"learning_rate", "local_steps", b"local_steps", "momentum", b"momentum", "optimiser", b"optimiser", "proximal", b"proximal", "schedule", b"schedule", "schedule_factor", b"schedule_factor", "schedule_period", b"schedule_period", "validation_fraction", b"validation_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,6 +551,8 @@ class Blending(_message.Message):
     OVERFITTING_FIELD_NUMBER: _builtins.int
     LOSSES_FROM_FIELD_NUMBER: _builtins.int
     ENCODER_TIMES_COMBINATION_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
+    AMONG_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"dgb", "local" (hierarchical: inside each institution alone) or "off"."""
     kappa: _builtins.str
@@ -562,6 +572,10 @@ class Blending(_message.Message):
     """Whose losses count for a subset: "holders" (all who can evaluate it) or "combination" (only whose combination it is)."""
     encoder_times_combination: _builtins.bool
     """An encoder's step is also scaled by its institution's combination's weight (`paper-code`)."""
+    horizon: _builtins.int
+    """Rounds that O and G are measured over; 0: all since the run began."""
+    among: _builtins.str
+    """What shares one total of steps: "subsets" of an institution, or the plan's "modalities", alike everywhere."""
     def __init__(
         self,
         *,
@@ -578,10 +592,12 @@ class Blending(_message.Message):
         overfitting: _builtins.str = ...,
         losses_from: _builtins.str = ...,
         encoder_times_combination: _builtins.bool = ...,
+        horizon: _builtins.int = ...,
+        among: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clamp", b"clamp", "encoder_times_combination", b"encoder_times_combination", "epsilon", b"epsilon", "epsilon_0", b"epsilon_0", "generalisation", b"generalisation", "kappa", b"kappa", "kind", b"kind", "losses_from", b"losses_from", "overfitting", b"overfitting", "smoothing", b"smoothing", "v_max", b"v_max", "v_min", b"v_min", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["among", b"among", "clamp", b"clamp", "encoder_times_combination", b"encoder_times_combination", "epsilon", b"epsilon", "epsilon_0", b"epsilon_0", "generalisation", b"generalisation", "horizon", b"horizon", "kappa", b"kappa", "kind", b"kind", "losses_from", b"losses_from", "overfitting", b"overfitting", "smoothing", b"smoothing", "v_max", b"v_max", "v_min", b"v_min", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
