@@ -40,6 +40,7 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # What one download may have under way: a node that writes to a slow disk would have gRPC hold 200 MiB for it.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 2 << 20),
+    ("grpc.experimental.tcp_max_read_buffer_size", 128 << 10),
     # The channels before and after a rotation must not share connections.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
