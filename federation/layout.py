@@ -7,7 +7,7 @@ Round 0 is made in numpy from the plan's seed, so the coordinator needs no torch
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from federation import names
 from federation.initialisation import BLOCK, TensorSpec, initial_blocks
 from federation.plan import Plan
+from federation.plan_encoders import MLP, own_tensors
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Component:
 
     Attributes:
         name: `encoder/mrna`, `classifier/mrna+image`.
-        tensors: in the order of the flat vector; linear layer k has `k.weight` (out × in) and `k.bias` (out).
+        tensors: in the order of the flat vector; linear layer k has `k.weight` (out × in) and `k.bias` (out), and an
+            encoder of another kind what the plan declares.
         owners: institutions of the roster that train it, in roster order.
         shared: enough owners to be summed (METHOD.md, "The privacy floor"); otherwise it stays at its institution.
     """
@@ -64,11 +66,13 @@ class Layout:
         components: by name: encoders in modality order, then classifiers (heads first) by name of their subset.
         subsets: what DGB scores, to the institutions that can evaluate each, in roster order.
         combinations: institution to its combination.
+        inputs: modality to the number of its encoder's inputs.
     """
 
     components: Mapping[str, Component]
     subsets: Mapping[str, tuple[str, ...]]
     combinations: Mapping[str, str]
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
     def owned(self, institution: str) -> tuple[str, ...]:
         """The components that an institution trains, in layout order."""
@@ -104,11 +108,15 @@ def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
     floor = plan.secure_sum.k_min
     components: dict[str, Component] = {}
     for modality in plan.modalities:
-        widths = (input_widths[modality.name], *modality.hidden, plan.model.encoding_width)
+        inputs = input_widths[modality.name]
+        if modality.kind == MLP:
+            tensors = linear_tensors((inputs, *modality.hidden, plan.model.encoding_width))
+        else:
+            tensors = own_tensors(modality, inputs)
         owners = holders[modality.name]
         if owners:
             name = names.encoder(modality.name)
-            components[name] = Component(name, linear_tensors(widths), owners, len(owners) >= floor)
+            components[name] = Component(name, tensors, owners, len(owners) >= floor)
     occurring = sorted(set(combinations.values()), key=lambda c: (c.count("+"), [order.index(m) for m in c.split("+")]))
     subsets = [m for m in order if holders[m]] + [c for c in occurring if "+" in c]
     evaluators: dict[str, tuple[str, ...]] = {}
@@ -125,4 +133,4 @@ def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
             name = names.classifier(subset)
             components[name] = Component(name, linear_tensors(widths), owners, len(owners) >= floor)
         evaluators[subset] = exact if plan.blending.losses_from == "combination" else owners
-    return Layout(components, evaluators, combinations)
+    return Layout(components, evaluators, combinations, {m: input_widths[m] for m in order})

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from federation import names
+from federation.plan_encoders import EncoderOption, EncoderTensor
+from federation.plan_fields import U32, U64, PlanTable, Range, about
 from federation.plan_problems import SAME_RELEASE, PlanError, Problem, problems_of
 from federation.plan_tables import (
-    U32,
-    U64,
     Blending,
     Column,
     ComponentRule,
@@ -31,13 +31,10 @@ from federation.plan_tables import (
     LabelClass,
     Modality,
     Model,
-    PlanTable,
     Proximity,
-    Range,
     SecureSumSettings,
     ServerOptimiser,
     Training,
-    about,
 )
 from federation.plan_wire import fill, plain
 
@@ -49,6 +46,8 @@ __all__ = [
     "Modality",
     "Column",
     "ComponentRule",
+    "EncoderOption",
+    "EncoderTensor",
     "Institution",
     "Model",
     "SecureSumSettings",

@@ -18,8 +18,9 @@ from federation.layout import layout
 from federation.names import NAME_PATTERN
 from federation.plan import Column, Plan
 from federation.plan_ckks import encryption_problems, size_problems
+from federation.plan_encoders import MLP, encoder_problems
+from federation.plan_fields import Range
 from federation.plan_problems import Path, PlanError, Problem
-from federation.plan_tables import Range
 from federation.settings import mask_graph, model_encoding
 from security.errors import ConfigurationError
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER
@@ -142,9 +143,16 @@ def _modalities(plan: Plan) -> Iterator[Problem]:
             )
         if not modality.columns:
             yield Problem((*path, "columns"), "no column.", "List the columns of this modality.")
+        yield from _legal_name(modality.kind, (*path, "kind"))
+        yield from encoder_problems(modality, path, MAX_PARAMETERS)
+        for field in ("options", "tensors"):
+            listed = (((*path, field, k, "name"), each.name) for k, each in enumerate(getattr(modality, field)))
+            yield from _distinct(listed, f"the {field[:-1]}")
+        for k, option in enumerate(modality.options):
+            yield from _legal_name(option.name, (*path, "options", k, "name"))
         widths = (modality.widest_input, *modality.hidden, plan.model.encoding_width)
         parameters = sum((a + 1) * b for a, b in pairwise(widths))
-        if parameters > MAX_PARAMETERS:
+        if modality.kind == MLP and parameters > MAX_PARAMETERS:
             remedy = "Make the layers narrower, or use fewer columns."
             yield Problem((*path, "hidden"), f"an encoder of {parameters:,} parameters.", remedy)
         columns = (((*path, "columns", k, "name"), c.name) for k, c in enumerate(modality.columns))

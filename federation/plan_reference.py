@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from federation.plan import Plan
+from federation.plan_fields import Range
 from federation.plan_presets import PRESETS
 from federation.plan_problems import model_at
-from federation.plan_tables import Range
 
 _HEAD = """# The plan, field by field
 

@@ -6,40 +6,10 @@ Defaults are METHOD.md's "Defaults", with training as in its prototype. `Range` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers that `plan_check` allows in a field; with `above`, `low` itself is not among them."""
-
-    low: float
-    high: float
-    unit: str = ""
-    above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
-
-    def __str__(self) -> str:
-        return f"{'above' if self.above else 'from'} {self.low:g} to {self.high:.10g}"
-
-
-U32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-U64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def about(description: str) -> Any:
-    """What `docs/plan-reference.md` says about a field."""
-    return Field(description=description)
-
-
-class PlanTable(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from federation.plan_encoders import MLP, EncoderOption, EncoderTensor
+from federation.plan_fields import U32, Number, PlanTable, Range, about
 
 
 class LabelClass(PlanTable):
@@ -81,8 +51,20 @@ class Modality(PlanTable):
     hidden: Annotated[
         tuple[U32, ...],
         Range(1, 131072),
-        about("Widths of the encoder's hidden layers; `model.encoding_width` is added as the last."),
+        about("Of `mlp`: widths of the encoder's hidden layers; `model.encoding_width` is added as the last."),
     ] = (64,)
+    kind: Annotated[
+        str,
+        about(
+            "Kind of the encoder: `mlp`, fully connected; or one that all who hold this modality have installed "
+            "and allowed (docs/encoders.md)."
+        ),
+    ] = MLP
+    options: Annotated[tuple[EncoderOption, ...], about("What another kind is told.")] = ()
+    tensors: Annotated[
+        tuple[EncoderTensor, ...],
+        about("The parameters of another kind, all of them, in the order of the vector that is summed."),
+    ] = ()
 
     @property
     def widest_input(self) -> int:

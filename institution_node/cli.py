@@ -122,6 +122,36 @@ def run(
 
 @app.command()
 @user_errors()
+def encoders(
+    kind: Annotated[str, typer.Option(help="Print what a plan declares of this kind; it is imported for that.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of --kind, as name=value: --option channels=8. Repeat it.")
+    ] = None,
+    inputs: Annotated[int, typer.Option(min=1, help="Of --kind: some number of inputs that it can be built for.")] = 64,
+    width: Annotated[int, typer.Option(min=1, help="Of --kind: the plan's model.encoding_width.")] = 16,
+) -> None:
+    """List the kinds of encoders that packages on this machine offer, and how policy.toml allows them.
+
+    The second line of each pins its files too. Only --kind runs anything of a package.
+    """
+    from institution_node.encoder_kinds import installed_kinds, load_encoders, plan_lines, read_options, shown_kinds
+
+    if not kind:
+        for line in shown_kinds(installed_kinds()):
+            typer.echo(line)
+        return
+    from institution_node.own_encoder import declare
+
+    # Whoever names a kind on the command line allows it, for this one call.
+    pins = [installed.pin for installed in installed_kinds() if installed.kind == kind]
+    options = read_options(option or [])
+    factory = load_encoders([kind], pins)[kind]
+    for line in plan_lines(kind, options, declare(factory, inputs, width, options, kind)):
+        typer.echo(line)
+
+
+@app.command()
+@user_errors()
 def predict(
     model: Annotated[
         Path,
@@ -140,20 +170,31 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="File to write, readable by its owner only. Left out: the screen.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="policy.toml that allows the model's kinds of encoders, where it has such.")
+    ] = None,
 ) -> None:
     """Stage patients from whatever modalities each one has.
 
     Prints one row per patient with the probability of each stage and what the prediction rests on. Patients who cannot
     be staged are listed with the reason. Nothing is sent anywhere.
     """
+    from federation.plan_encoders import MLP
     from institution_node.data import read_features
+    from institution_node.encoder_kinds import NO_ENCODERS, load_encoders
     from institution_node.model_folder import read_model
     from institution_node.predict import predict as stage
     from institution_node.predict import to_csv, to_json
 
     loaded = read_model(model)
     patients = read_features(loaded.plan, loaded.plan.modality_order, _tables(table, loaded.plan), id_column)
-    found = stage(loaded, patients.tables)
+    encoders = NO_ENCODERS
+    if policy is not None:
+        from institution_node.policy import load_policy
+
+        kinds = {m.kind for m in loaded.plan.modalities if m.kind != MLP and m.name in patients.tables}
+        encoders = load_encoders(sorted(kinds), load_policy(policy).allow_encoders)
+    found = stage(loaded, patients.tables, encoders)
     text = to_json(found) if format is Format.JSON else to_csv(found)
     if out is None:
         typer.echo(text, nl=False)

@@ -27,3 +27,9 @@ class StagingError(ConfigurationError):
     """The tables to stage do not fit the model, or no patient in them can be staged."""
 
     code = "staging"
+
+
+class EncoderError(ConfigurationError):
+    """An encoder of another kind is not here, not allowed, or not what the plan declares."""
+
+    code = "encoder"

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from federation import names
 from federation.model_archive import Model
+from federation.plan_encoders import MLP
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
+from institution_node.errors import EncoderError
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -42,28 +45,61 @@ class NumpyModel:
 
     Args:
         model: from `model_archive.unpack`.
+        encoders: factories of kinds of encoders other than `mlp`; these run in torch.
 
     Attributes:
         modalities: those that it has an encoder for, in plan order.
         subsets: those that it has a classifier for.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, encoders: Encoders = NO_ENCODERS) -> None:
+        self._model, self._encoders = model, encoders
+        kinds = {names.encoder(m.name): m for m in model.plan.modalities if m.kind != MLP}
+        self._own = {c: kinds[c] for c in model.components if c in kinds}
         self._activation = model.plan.model.activation
         self._temperatures = model.temperatures
         self._layers: dict[str, list[tuple[Float32, Float32]]] = {}
         for component in model.components:
+            if component in self._own:
+                continue
             tensors = model.tensors(component)
             self._layers[component] = [(tensors[f"{k}.weight"], tensors[f"{k}.bias"]) for k in range(len(tensors) // 2)]
-        self.modalities = tuple(m for m in model.plan.modality_order if names.encoder(m) in self._layers)
+        self.modalities = tuple(m for m in model.plan.modality_order if names.encoder(m) in model.components)
         self.subsets = tuple(names.component_subset(c) for c in self._layers if names.component_kind(c) == "classifier")
 
     def encode(self, modality: str, features: Float32) -> Float32:
-        """float32[patients, encoding width] of float32[patients, input width]; the modality must have an encoder."""
+        """float32[patients, encoding width] of float32[patients, input width]; the modality must have an encoder.
+
+        Raises:
+            EncoderError: an encoder of another kind whose code was not given, or is not what the model was made with.
+        """
+        if names.encoder(modality) in self._own:
+            return self._by_torch(modality, features)
         values = features
         for weight, bias in self._layers[names.encoder(modality)]:
             values = activate(values @ weight.T + bias, self._activation)
         return values
+
+    def _by_torch(self, modality: str, features: Float32) -> Float32:
+        kind = self._own[names.encoder(modality)]
+        if kind.kind not in self._encoders:
+            raise EncoderError(
+                f"the model's encoder of {modality} is of kind {kind.kind!r}, whose code is not in the model.",
+                remedy="Install the package that offers it and give a policy.toml that allows it (--policy); or leave "
+                f"the table of {modality} out.",
+                place=modality,
+            )
+        from institution_node.own_encoder import encoded  # torch, for such models alone
+
+        component = self._model.layout.components[names.encoder(modality)]
+        return encoded(
+            component,
+            kind,
+            self._model.plan.model.encoding_width,
+            self._encoders[kind.kind],
+            self._model.tensors(component.name),
+            features,
+        )
 
     def logits(self, subset: str, encodings: Mapping[str, Float32]) -> Float32:
         """float32[patients, classes] by the subset's classifier, which must be there, before any temperature.

@@ -24,9 +24,12 @@ from torch.nn import functional
 
 from federation import names
 from federation.layout import Component, Layout
-from federation.plan import Plan
+from federation.plan import Modality, Plan
+from federation.plan_encoders import MLP
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import WeightsError
-from security.errors import ConfigurationError
+from institution_node.own_encoder import OwnEncoder, build, no_code
+from security.errors import ConfigurationError, LocalMisuseError
 from security.privacy.randomness import Randomness
 
 _DROPOUT_STEPS: Final = 1 << 16
@@ -101,6 +104,11 @@ class Stack(nn.Module):
         widths = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
         return sum(widths[:-1] if self.open_end else widths)
 
+    def bind(self, tensor: str, parameter: nn.Parameter) -> None:
+        """Puts a parameter in a tensor's place."""
+        layer, _, part = tensor.partition(".")
+        setattr(self.layers[int(layer)], part, parameter)
+
     def forward(self, values: torch.Tensor, masks: DropoutMasks | None) -> torch.Tensor:
         """Patients × in to patients × out; `masks` is None in evaluation."""
         last = len(self.layers) - 1
@@ -139,6 +147,7 @@ class InstitutionModel(nn.Module):
         layout: of the plan and its feature schema.
         institution: one of the plan's.
         device: torch's name of the device.
+        encoders: factories of the kinds, other than `mlp`, that the institution's modalities are of.
 
     Attributes:
         components: names of the components, in layout order.
@@ -150,7 +159,9 @@ class InstitutionModel(nn.Module):
         slices: component to its part of the flat vectors.
     """
 
-    def __init__(self, plan: Plan, layout: Layout, institution: str, device: str = "cpu") -> None:
+    def __init__(
+        self, plan: Plan, layout: Layout, institution: str, device: str = "cpu", encoders: Encoders = NO_ENCODERS
+    ) -> None:
         super().__init__()
         self.device = torch.device(device)
         self.components = layout.owned(institution)
@@ -160,13 +171,17 @@ class InstitutionModel(nn.Module):
             m for m in self.modalities if m != self.combination and names.classifier(m) in self.components
         )
         self.head_gradient = plan.training.head_gradient
-        self._stacks: dict[str, Stack] = {}
+        self._stacks: dict[str, Stack | OwnEncoder] = {}
+        kinds = {names.encoder(m.name): m for m in plan.modalities if m.kind != MLP}
         self.slices: dict[str, slice] = {}
         start = 0
         for name in self.components:
             component = layout.components[name]
-            open_end = names.component_kind(name) == "classifier"
-            self._stacks[name] = Stack(component, plan.model.activation, open_end=open_end)
+            if name in kinds:
+                self._stacks[name] = _own(component, kinds[name], layout, plan.model.encoding_width, encoders)
+            else:
+                open_end = names.component_kind(name) == "classifier"
+                self._stacks[name] = Stack(component, plan.model.activation, open_end=open_end)
             self.slices[name] = slice(start, start + component.size)
             start += component.size
         # A ModuleDict would refuse modalities called "keys" or "items".
@@ -180,16 +195,22 @@ class InstitutionModel(nn.Module):
         for name, stack in self._stacks.items():
             start = self.slices[name].start
             for tensor in stack.component.tensors:
-                layer, _, part = tensor.name.partition(".")
                 size = int(np.prod(tensor.shape))
                 parameter = nn.Parameter(self.parameters_flat[start : start + size].view(tensor.shape))
                 parameter.grad = self.gradients_flat[start : start + size].view(tensor.shape)
-                setattr(stack.layers[int(layer)], part, parameter)
+                stack.bind(tensor.name, parameter)
                 start += size
 
     def stack(self, component: str) -> Stack:
-        """The layers of one component."""
-        return self._stacks[component]
+        """The layers of one component.
+
+        Raises:
+            LocalMisuseError: it is an encoder of another kind, which has no layers that are known here.
+        """
+        found = self._stacks[component]
+        if not isinstance(found, Stack):
+            raise LocalMisuseError(f"{component} is no stack of layers.")
+        return found
 
     def hold(self, held: frozenset[str]) -> None:
         """Leaves some components without a gradient; `gradients_flat` stays zero there."""
@@ -257,6 +278,13 @@ def partly_detached(encoding: torch.Tensor, share: float) -> torch.Tensor:
     if share == 0.0:
         return encoding.detach()
     return encoding.detach() + share * (encoding - encoding.detach())
+
+
+def _own(component: Component, modality: Modality, layout: Layout, width: int, encoders: Encoders) -> OwnEncoder:
+    factory = encoders.get(modality.kind)
+    if factory is None:
+        raise no_code(modality)
+    return build(component, modality, layout.inputs[modality.name], width, factory)
 
 
 def _tensor(vector: npt.NDArray[np.float32]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from federation.plan import Plan
 from federation.settings_files import Table
+from institution_node.encoder_kinds import PIN, InstalledKind, kinds_of
 from institution_node.toml_files import load_toml
 from security.errors import ConsiliumError
 from security.privacy.randomness import Randomness
@@ -24,7 +25,9 @@ Rule = Literal[
     "roster",
     "key",
     "modalities",
+    "encoders",
     "accepted_plans",
+    "allow_encoders",
     "backend",
     "allow_ckks",
     "k_min",
@@ -54,12 +57,14 @@ class NodeIdentity:
         institution: name of the institution.
         key: public identity key, the `p256:…` text.
         modalities: those that the node has tables of.
+        encoders: kinds of encoders that packages on this machine offer.
     """
 
     federation: str
     institution: str
     key: str
     modalities: Collection[str]
+    encoders: Collection[InstalledKind] = ()
 
 
 class Policy(Table):
@@ -75,6 +80,8 @@ class Policy(Table):
         similar_cohorts: `withhold` does so even where the plan only logs.
         allow_ckks: plans may encrypt sums (CKKS); these fall to one institution that colludes with the coordinator, and
             each of the two institutions that decrypt could read every vector by itself.
+        allow_encoders: packages whose encoders plans may name, `"my-encoders==1.2.0"`, or with a hash of their files,
+            `"my-encoders==1.2.0@sha256:…"` (`consilium-node encoders` prints both).
         allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.
     """
 
@@ -85,6 +92,7 @@ class Policy(Table):
     data_is_public: bool = False
     similar_cohorts: Literal["log", "withhold"] = "log"
     allow_ckks: bool = False
+    allow_encoders: tuple[str, ...] = ()
     allow_seeded_randomness: bool = False
 
     @field_validator("accepted_plans")
@@ -97,6 +105,17 @@ class Policy(Table):
                     "`consilium plan check` prints"
                 )
         return digests
+
+    @field_validator("allow_encoders")
+    @classmethod
+    def _pins(cls, pins: tuple[str, ...]) -> tuple[str, ...]:
+        for pin in pins:
+            if not PIN.fullmatch(pin):
+                raise ValueError(
+                    f"{pin[:40]!r} names no version of a package; write what `consilium-node encoders` prints, "
+                    '"my-encoders==1.2.0"'
+                )
+        return pins
 
     @model_validator(mode="after")
     def _only_public_data_may_loosen(self) -> Self:
@@ -150,7 +169,19 @@ class Policy(Table):
 
     def refusals(self, plan: Plan, plan_digest: bytes, own: NodeIdentity) -> tuple[PolicyRefusal, ...]:
         """Every rule that the plan breaks, in order: what `consilium-node check` lists."""
-        return (*self._not_ours(plan, own), *self._not_permitted(plan, plan_digest.hex()))
+        not_ours = self._not_ours(plan, own)
+        return (*not_ours, *self._not_permitted(plan, plan_digest.hex()), *self._not_allowed(plan, own))
+
+    def _not_allowed(self, plan: Plan, own: NodeIdentity) -> Iterator[PolicyRefusal]:
+        for kind in kinds_of(plan, own.institution) if own.institution in plan.roster else ():
+            offered = [installed for installed in own.encoders if installed.kind == kind]
+            if offered and not any(installed.allowed_by(self.allow_encoders) for installed in offered):
+                pins = " or ".join(f'"{installed.pin}"' for installed in offered)
+                yield PolicyRefusal(
+                    "allow_encoders",
+                    f"the plan's encoder {kind!r} would run code that has not been allowed here.",
+                    remedy=f"Review the package, then add {pins} to allow_encoders in policy.toml.",
+                )
 
     def _not_ours(self, plan: Plan, own: NodeIdentity) -> list[PolicyRefusal]:
         broken: list[PolicyRefusal] = []
@@ -185,6 +216,15 @@ class Policy(Table):
                 f"the plan expects {', '.join(absent)} of {own.institution!r}, and there is no such table here.",
                 "Name the table in [data.tables] of node.toml, or ask the operator to correct the roster.",
             )
+        there = {installed.kind for installed in own.encoders}
+        for kind, modalities in kinds_of(plan, own.institution).items():
+            if kind not in there:
+                refuse(
+                    "encoders",
+                    f"the plan encodes {', '.join(modalities)} by {kind!r}, which no package on this machine offers.",
+                    "Install the package that the plan's author names, review it, allow it in policy.toml, and start "
+                    "the node again.",
+                )
         return broken
 
     def _not_permitted(self, plan: Plan, digest: str) -> list[PolicyRefusal]:

@@ -24,6 +24,7 @@ from federation.features import FeatureSchema, NumericInput
 from federation.model_archive import Model
 from federation.plan import digest
 from federation.tables import RawTable
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import StagingError
 from institution_node.inference import NumpyModel
 
@@ -74,19 +75,21 @@ class Predictions:
     round: int
 
 
-def predict(model: Model, tables: Mapping[str, RawTable]) -> Predictions:
+def predict(model: Model, tables: Mapping[str, RawTable], encoders: Encoders = NO_ENCODERS) -> Predictions:
     """Stages every patient in the tables.
 
     Args:
         model: from `model_archive.unpack`.
         tables: modality to its raw table; a patient may be in some of them only.
+        encoders: factories of kinds of encoders other than `mlp`, where the model has such.
 
     Raises:
         StagingError: no table, a table of a modality that the plan does not have, or a patient twice in one.
         FeatureTableError: a column of the wrong kind.
+        EncoderError: a table's encoder is of a kind that was not given.
     """
     _check_tables(model, tables)
-    machine = NumpyModel(model)
+    machine = NumpyModel(model, encoders)
     patients = list(dict.fromkeys(p for m in model.plan.modality_order if m in tables for p in tables[m].ids))
     rows: dict[str, dict[str, int]] = {}  # modality to patient to row of `encodings`
     encodings: dict[str, npt.NDArray[np.float32]] = {}

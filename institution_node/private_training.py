@@ -29,8 +29,10 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 
 from federation.layout import Layout
 from federation.plan import Plan
-from institution_node.errors import TrainingDataError
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
+from institution_node.errors import EncoderError, TrainingDataError
 from institution_node.models import DropoutMasks
+from institution_node.own_encoder import OwnEncoder
 from institution_node.training import GradientSource, LocalTrainer
 from security.errors import ConfigurationError
 from security.privacy.events import SampledGaussian
@@ -72,7 +74,8 @@ class PrivateTrainer(LocalTrainer):
     Raises:
         ConfigurationError: the plan does not enable differential privacy, or balances classes: those weights depend
             on all patients, and so would every gradient on every patient.
-        TrainingDataError: as LocalTrainer.
+        TrainingDataError, EncoderError: as LocalTrainer; or an encoder of another kind has layers whose gradients per
+            patient Opacus does not know.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class PrivateTrainer(LocalTrainer):
         train_rows: Sequence[int] | npt.NDArray[np.int64],
         validation_rows: Sequence[int] | npt.NDArray[np.int64],
         device: str = "cpu",
+        encoders: Encoders = NO_ENCODERS,
     ) -> None:
         if not plan.differential_privacy.enabled:
             raise ConfigurationError(
@@ -98,10 +102,31 @@ class PrivateTrainer(LocalTrainer):
                 remedy='Set class_weights = "none" in a plan with differential privacy.',
                 place="training.class_weights",
             )
-        super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows, device)
+        super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows, device, encoders)
+        for encoder in self.model.stacks:
+            if isinstance(encoder, OwnEncoder):
+                check_supported(encoder)
 
     def _gradients(self, rng: Randomness) -> GradientSource:
         return PrivateGradients(self, rng)
+
+
+def check_supported(encoder: OwnEncoder) -> None:
+    """Passes an encoder all of whose layers Opacus knows the gradients per patient of.
+
+    Raises:
+        EncoderError: one it does not know: a guess by other means could be wrong, and so the promised privacy.
+    """
+    for layer in encoder.module.modules():
+        own = [name for name, _ in layer.named_parameters(recurse=False)]
+        if own and type(layer) not in GradSampleHooksFastGradientClipping.GRAD_SAMPLERS:
+            raise EncoderError(
+                f"{encoder.component.name}: Opacus does not know {type(layer).__name__}, which holds "
+                f"{', '.join(own)}, so no differential privacy can be promised.",
+                remedy="Build it of Linear, Conv1d, LayerNorm, GroupNorm or Embedding; or use a plan without "
+                "differential privacy.",
+                place=encoder.component.name,
+            )
 
 
 class PrivateGradients(GradientSource):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from federation.plan import Plan
 from institution_node.config import NodeConfig
 from institution_node.data import InstitutionData, load_institution_data
+from institution_node.encoder_kinds import installed_kinds, kinds_of, load_encoders
 from institution_node.final_model import FETCHING, keep_final_model
 from institution_node.grpc_link import GrpcLink
 from institution_node.local_run import LocalRun
@@ -30,6 +32,7 @@ from institution_node.node import Assignment, Node, run_until_stopped
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, load_policy
 from institution_node.session import RoundWork
+from institution_node.trainer import trainer_for
 from monitoring.allocation import keep_freed_memory
 from monitoring.exposition import MetricsServer
 from monitoring.metrics import Metrics, NodeLocalMetrics, NodeShareableMetrics
@@ -81,7 +84,11 @@ def identity_in(config: NodeConfig, certificate: Identity) -> NodeIdentity:
                 place=str(config.tls.certificate),
             )
     return NodeIdentity(
-        config.federation, config.institution, public_key_text(certificate.public), tuple(config.data.tables)
+        config.federation,
+        config.institution,
+        public_key_text(certificate.public),
+        tuple(config.data.tables),
+        installed_kinds(),
     )
 
 
@@ -108,6 +115,11 @@ def local_work(config: NodeConfig) -> MakeWork:
     @contextmanager
     def make(a: Assignment, observer: NodeObserver) -> Iterator[RoundWork]:
         device = prepare_device(config)
+        encoders = load_encoders(kinds_of(a.plan, a.institution), a.policy.allow_encoders)
+        if encoders:
+            from institution_node.own_encoder import check_encoders
+
+            check_encoders(a.plan, a.institution, encoders)
         with ExitStack() as stack:
             ledger = None
             if a.plan.differential_privacy.enabled:
@@ -130,6 +142,7 @@ def local_work(config: NodeConfig) -> MakeWork:
                 device,
                 ledger,
                 observer,
+                partial(trainer_for, encoders=encoders),
                 shelf=shelf,
             )
 

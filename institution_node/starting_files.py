@@ -80,6 +80,10 @@ k_min = 3
 # true: also plans that encrypt sums (CKKS) instead of masking them. One institution that colludes with the coordinator
 # then opens every institution's vector, and the two that decrypt could read each. Masks have neither weakness.
 # allow_ckks = true
+
+# Packages whose encoders plans may name: their code runs on this institution's patients, so review it first.
+# `consilium-node encoders` prints what is installed, with a hash of its files to pin those too.
+# allow_encoders = ["example-encoders==0.1.0"]
 """
 
 

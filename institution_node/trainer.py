@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from federation.layout import Layout
 from federation.plan import Plan
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import WeightsError
 from institution_node.updates import Update, as_update
 from security.privacy.randomness import Randomness
@@ -140,9 +141,10 @@ def trainer_for(
     train_rows: Int64,
     validation_rows: Int64,
     device: str,
+    encoders: Encoders = NO_ENCODERS,
 ) -> Trainer:
     """The plan's trainer: DP-SGD where the plan has differential privacy."""
-    arguments = (plan, layout, institution, features, labels, train_rows, validation_rows, device)
+    arguments = (plan, layout, institution, features, labels, train_rows, validation_rows, device, encoders)
     if plan.differential_privacy.enabled:
         from institution_node.private_training import PrivateTrainer
 

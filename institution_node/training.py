@@ -15,6 +15,7 @@ from torch.nn import functional
 from federation import names
 from federation.layout import Layout
 from federation.plan import Plan
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import NonFiniteTrainingError, TrainingDataError
 from institution_node.models import DropoutMasks, InstitutionModel
 from institution_node.optimisers import FlatOptimiser
@@ -40,6 +41,7 @@ class LocalTrainer:
         train_rows: rows to train on, at least one.
         validation_rows: rows to validate on; none in common with `train_rows`.
         device: torch's name of the device.
+        encoders: factories of the kinds, other than `mlp`, that the institution's modalities are of.
 
     Attributes:
         model: what it trains; its parameters are whatever was loaded last.
@@ -50,6 +52,7 @@ class LocalTrainer:
 
     Raises:
         TrainingDataError: the arrays do not fit each other, the plan or the layout, or hold NaN or infinity.
+        EncoderError: an encoder of another kind is not what the plan declares.
     """
 
     def __init__(
@@ -62,13 +65,14 @@ class LocalTrainer:
         train_rows: Sequence[int] | Int64,
         validation_rows: Sequence[int] | Int64,
         device: str = "cpu",
+        encoders: Encoders = NO_ENCODERS,
     ) -> None:
         training = np.asarray(train_rows, dtype=np.int64)
         validation = np.asarray(validation_rows, dtype=np.int64)
         _check_patients(plan, layout, institution, features, labels, training, validation)
         self.plan = plan
         self.institution = institution
-        self.model = InstitutionModel(plan, layout, institution, device)
+        self.model = InstitutionModel(plan, layout, institution, device, encoders)
         self._classes = len(plan.label.classes)
         self.train_features = self._to_device(features, training)
         self.train_labels = torch.from_numpy(labels[training]).to(self.model.device)
@@ -310,7 +314,7 @@ def _check_patients(
             f"labels must be class indices in [0, {classes}).", remedy="Read them with the plan's label."
         )
     for modality in names.modalities_of(layout.combinations[institution]):
-        width = layout.components[names.encoder(modality)].tensors[0].shape[1]
+        width = layout.inputs[modality]
         values = features.get(modality)
         if values is None or values.shape != (n, width):
             found = "missing" if values is None else f"shaped {values.shape}"

@@ -15,29 +15,42 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pandas as pd
-from pydantic import ValidationError
 
 from federation import names, plan_check
-from federation.plan import Institution as RosterEntry
-from federation.plan import Label, LabelClass, Modality, Plan, SecureSumSettings
-from federation.plan_problems import PlanError, problems_of
-from federation.plan_toml import fill_preset
-from federation.tables import RawTable
-from institution_node.data import InstitutionData, align
-from institution_node.table_files import LabelValueError
+from federation.plan import Plan
+from institution_node.own_encoder import check_encoders
+from institution_node.trainer import trainer_for
 from security.errors import ConfigurationError
-from security.signing import IdentityKey, public_key_text
-from studies.frames import FrameError, agreed_kinds, label_texts, place_of, raw_table, shared_columns
+from security.signing import IdentityKey
+from studies.frames import label_texts
 from studies.methods import DGB_PCW, plan_of
+from studies.own_plan import (
+    Encoder,
+    Institution,
+    aligned_patients,
+    check_institutions,
+    label_of,
+    plan_from,
+    read_tables,
+    with_encoders,
+)
 from studies.simulate import Record, SimulatedRun, simulate_data, simulate_plainly
 from studies.trained_model import TrainedModel, load_model
 
-__all__ = ["FederationResult", "FederationWarning", "Institution", "TrainedModel", "load_model", "run_federation"]
+__all__ = [
+    "Encoder",
+    "FederationResult",
+    "FederationWarning",
+    "Institution",
+    "TrainedModel",
+    "load_model",
+    "run_federation",
+]
 
 METRICS: Final = ("accuracy", "balanced_accuracy", "auroc", "macro_f1", "calibration_error", "patients")
 LOSSES: Final = ("training_loss", "validation_loss", "overfitting", "generalisation", "score", "dogr")
@@ -45,22 +58,6 @@ LOSSES: Final = ("training_loss", "validation_loss", "overfitting", "generalisat
 
 class FederationWarning(UserWarning):
     """The run went on without a modality or an institution."""
-
-
-@dataclass(frozen=True)
-class Institution:
-    """One institution and its patients.
-
-    Attributes:
-        name: 1 to 63 lower-case letters, digits, `-` and `_`.
-        tables: modality to a DataFrame indexed by patient; columns of numbers are numeric, texts, categories and truth
-            values categorical. A patient takes part with all of the institution's modalities and a label.
-        labels: Series indexed by patient (or a mapping of patients); a gap is a patient who takes no part.
-    """
-
-    name: str
-    tables: Mapping[str, pd.DataFrame]
-    labels: pd.Series | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,7 @@ def run_federation(
     masks: bool = False,
     method: str = DGB_PCW,
     hidden: Mapping[str, Sequence[int]] | None = None,
+    encoders: Mapping[str, Encoder] | None = None,
     options: Mapping[str, Any] | None = None,
     data: Literal["real", "synthetic"] = "real",
     name: str = "own-tables",
@@ -150,6 +148,7 @@ def run_federation(
             several times faster.
         method: of `studies.methods.FEDERATED`: `dgb+pcw`, `dgb`, `cm-fl`, `hgb`.
         hidden: modality to the widths of its encoder's hidden layers; the plan's default where none are given.
+        encoders: modality to an encoder of one's own, in place of fully connected layers.
         options: what else the plan says (docs/plan-reference.md): `{"training": {"learning_rate": 1e-3}}`, or
             `{"preset": "paper"}`.
         data: what the model's files say that the tables are.
@@ -161,13 +160,15 @@ def run_federation(
         FrameError, PatientIdError, DataColumnError, DataValueError, LabelValueError: a table or a label, and where.
         NoPatientError, OneClassError: an institution has nobody, or only one class, to train on.
         PlanError: names, options or numbers that make no plan.
+        EncoderError: an encoder of one's own that cannot be federated, and why.
         StudyError: the run failed.
     """
     entries = tuple(institutions)
-    _check_names(entries)
+    check_institutions(entries)
     labels = {each.name: label_texts(each.labels, f"{each.name}, labels") for each in entries}
-    plan_label = _label(classes, labels)
-    tables, modalities = _tables(entries, hidden or {})
+    plan_label = label_of(classes, labels)
+    own = dict(encoders or {})
+    tables, modalities = read_tables(entries, hidden or {}, own)
     keys = {each.name: IdentityKey.generate() for each in entries}
     fixed = {
         "federation": "in-memory",
@@ -178,7 +179,7 @@ def run_federation(
         "label": plan_label,
         "modalities": modalities,
     }
-    plan = plan_of(method, _plan(entries, keys, options or {}, fixed))
+    plan = plan_of(method, with_encoders(plan_from(entries, keys, options or {}, fixed), own))
     plan_check.check(plan)
     if plan.differential_privacy.enabled:
         raise ConfigurationError(
@@ -187,7 +188,8 @@ def run_federation(
             place="differential_privacy.enabled",
         )
     patients = {
-        each.name: _patients(each.name, plan, tables[each.name], labels[each.name], plan_label) for each in entries
+        each.name: aligned_patients(each.name, plan, tables[each.name], labels[each.name], plan_label)
+        for each in entries
     }
 
     def told(_: object, record: Record) -> None:
@@ -195,13 +197,18 @@ def run_federation(
             on_round(record)
 
     heard = told if on_round is not None else None
+    factories = {encoder.kind: encoder.factory for encoder in own.values()}
+    make_trainer = partial(trainer_for, encoders=factories)
     with _threads(threads):
+        for each in entries:
+            check_encoders(plan, each.name, factories)
         if masks:
-            run = simulate_data(plan, patients, seed, heard, keys)
+            run = simulate_data(plan, patients, seed, heard, keys, make_trainer)
         else:
-            run = simulate_plainly(plan, patients, seed, heard)
+            run = simulate_plainly(plan, patients, seed, heard, make_trainer)
     _warn(run)
-    return FederationResult(run.plan, TrainedModel(run.exported), TrainedModel(run.final), run.sat_out, run.records)
+    exported, final = (TrainedModel(model, factories) for model in (run.exported, run.final))
+    return FederationResult(run.plan, exported, final, run.sat_out, run.records)
 
 
 @contextmanager
@@ -228,110 +235,3 @@ def _warn(run: SimulatedRun) -> None:
             FederationWarning,
             stacklevel=3,
         )
-
-
-def _check_names(institutions: Sequence[Institution]) -> None:
-    seen: set[str] = set()
-    for each in institutions:
-        if not isinstance(each, Institution):
-            raise FrameError(f"this is a {type(each).__name__}.", remedy="Give a list of `studies.api.Institution`.")
-        if each.name in seen:
-            raise FrameError("the institution comes twice.", remedy="Merge its tables.", place=each.name)
-        seen.add(each.name)
-        if not each.tables:
-            raise FrameError(
-                "the institution has no table.", remedy="Give it one of each modality it holds.", place=each.name
-            )
-
-
-def _label(
-    classes: Sequence[Any] | Mapping[str, Sequence[Any]] | None, labels: Mapping[str, Mapping[str, str]]
-) -> Label:
-    if classes is None:
-        classes = sorted({text for own in labels.values() for text in own.values()})
-    if not isinstance(classes, Mapping):
-        classes = {str(each): (each,) for each in classes}
-    made = tuple(LabelClass(name=str(each), values=tuple(map(str, values))) for each, values in classes.items())
-    return Label(column="label", classes=made)
-
-
-def _tables(
-    institutions: Sequence[Institution], hidden: Mapping[str, Sequence[int]]
-) -> tuple[dict[str, dict[str, RawTable]], tuple[Modality, ...]]:
-    """Institution to modality to its table; and the plan's modalities, in order of first appearance."""
-    order = tuple(dict.fromkeys(modality for each in institutions for modality in each.tables))
-    for modality in hidden:
-        if modality not in order:
-            raise ConfigurationError(
-                f"no institution has a table {modality!r}.", remedy=f"Use: {', '.join(order)}.", place="hidden"
-            )
-    tables: dict[str, dict[str, RawTable]] = {each.name: {} for each in institutions}
-    modalities: list[Modality] = []
-    for modality in order:
-        frames = {each.name: each.tables[modality] for each in institutions if modality in each.tables}
-        kinds = agreed_kinds(modality, frames)
-        read = {name: raw_table(frame, kinds, place_of(name, modality)) for name, frame in frames.items()}
-        for name, table in read.items():
-            tables[name][modality] = table
-        columns = shared_columns(modality, read)
-        layers = {"hidden": tuple(hidden[modality])} if modality in hidden else {}
-        modalities.append(Modality(name=modality, columns=columns, **layers))
-    return tables, tuple(modalities)
-
-
-def _plan(
-    institutions: Sequence[Institution],
-    keys: Mapping[str, IdentityKey],
-    options: Mapping[str, Any],
-    fixed: Mapping[str, Any],
-) -> Plan:
-    """The plan, as its author would write it: `fixed` beside the tables of `options`."""
-    for table in options:
-        if table in fixed or table not in Plan.model_fields or table == "institutions":
-            known = ", ".join(n for n in Plan.model_fields if n not in fixed and n != "institutions")
-            raise ConfigurationError(
-                f"{table!r} is no option.", remedy=f"Use: {known}; other things are arguments.", place="options"
-            )
-    values: dict[str, Any] = {**fixed, **{name: _as_tuples(value) for name, value in options.items()}}
-    order = [modality.name for modality in fixed["modalities"]]
-    values["institutions"] = tuple(
-        RosterEntry(
-            name=each.name,
-            key=public_key_text(keys[each.name].public),
-            modalities=tuple(m for m in order if m in each.tables),
-        )
-        for each in institutions
-    )
-    sums = values.get("secure_sum", {})
-    if isinstance(sums, Mapping):
-        colluders = sums.get("max_colluders", SecureSumSettings.model_fields["max_colluders"].default)
-        least = plan_check.minimum_threshold(len(institutions), colluders) if isinstance(colluders, int) else 1
-        values["secure_sum"] = {"threshold": least, **sums}
-    fill_preset(values)
-    try:
-        return Plan.model_validate(values)
-    except ValidationError as error:
-        raise PlanError(problems_of(error, Plan)) from None
-
-
-def _as_tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _as_tuples(item) for name, item in value.items()}
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _patients(
-    institution: str, plan: Plan, tables: Mapping[str, RawTable], labels: Mapping[str, str], label: Label
-) -> InstitutionData:
-    place = f"{institution}, labels"
-    meaning = {value: k for k, each in enumerate(label.classes) for value in each.values}
-    for text in labels.values():
-        if text not in meaning:
-            accepted = "; ".join(f"{each.name}: {', '.join(each.values)}" for each in label.classes)
-            raise LabelValueError(
-                f"{text[:24]!r} is no value of a class.",
-                remedy=f"Use one of ({accepted}), or None for a patient who takes no part; or name more `classes`.",
-                place=place,
-            )
-    ordered = {m: tables[m] for m in plan.modality_order if m in tables}
-    return align(ordered, {patient: meaning[text] for patient, text in labels.items()}, plan.class_names, place)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from federation.plan_encoders import MLP
 from institution_node.errors import NonFiniteTrainingError
 from institution_node.models import DropoutMasks
 from institution_node.optimisers import ADAM_EPSILON, BETA1, BETA2
@@ -94,6 +95,10 @@ class _Batch:
         if any((t.plan.model, t.plan.training, t.model.components) != shared for t in trainers):
             raise StudyError(
                 "plans with other models or training cannot share a batch.", remedy="Put such runs into another one."
+            )
+        if any(modality.kind != MLP for modality in first.plan.modalities):
+            raise StudyError(
+                "encoders of other kinds than `mlp` cannot be stacked.", remedy="Run this plan by itself (`PlainRun`)."
             )
         self._trainers, self._settings, self._dropout = trainers, first.plan.training, first.plan.model.dropout
         self._units = first.model.dropped_units

@@ -26,6 +26,7 @@ from federation.rounds import UPDATES, WEIGHTS, Cohorts, digest
 from institution_node.data import InstitutionData
 from institution_node.local_run import LocalRun, features_of
 from institution_node.memory import ProcessMemory
+from institution_node.trainer import TrainerFactory, trainer_for
 from security.secure_sum.masks import word_type
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.recover import PartOpening
@@ -41,6 +42,7 @@ class PlainRun:
         data: institution to its patients, for the plan's whole roster.
         randomness: institution to its node's generator.
         settled: round 0 of these patients, so that the run begins with round 1; None: it begins with round 0.
+        make_trainer: what trains.
 
     Attributes:
         state: of the run, after the last round.
@@ -56,6 +58,7 @@ class PlainRun:
         data: Mapping[str, InstitutionData],
         randomness: RandomnessOf,
         settled: Settled | None = None,
+        make_trainer: TrainerFactory = trainer_for,
     ) -> None:
         self.plan = plan
         self.state, self.round = RunState(), 0
@@ -73,7 +76,14 @@ class PlainRun:
             self._begin_after(settled)
         self.works = {
             name: LocalRun(
-                plan_bytes, name, data[name], library, self._memory[name], randomness(name), read_features=read
+                plan_bytes,
+                name,
+                data[name],
+                library,
+                self._memory[name],
+                randomness(name),
+                make_trainer=make_trainer,
+                read_features=read,
             )
             for name in plan.roster
         }

@@ -29,6 +29,7 @@ from institution_node.library import LinkLibrary
 from institution_node.local_run import LocalRun
 from institution_node.memory import RunMemory
 from institution_node.session import Session, Watcher
+from institution_node.trainer import TrainerFactory, trainer_for
 from security.errors import ConsiliumError
 from security.privacy.randomness import SeededRandomness
 from security.signing import IdentityKey, public_key_text
@@ -122,6 +123,7 @@ def simulate_data(
     seed: int,
     on_round: OnRound | None = None,
     identities: Mapping[str, IdentityKey] | None = None,
+    make_trainer: TrainerFactory = trainer_for,
 ) -> SimulatedRun:
     """`simulate` of patients as a node holds them.
 
@@ -129,6 +131,7 @@ def simulate_data(
         plan: a checked plan.
         data: institution to its patients, for the plan's whole roster.
         seed, on_round, identities: as of `simulate`.
+        make_trainer: what trains.
 
     Raises:
         StudyError: an institution refused something, or the run did not finish.
@@ -144,7 +147,7 @@ def simulate_data(
         link, memory = MemoryLink(coordinator, name), StudyMemory()
         randomness = institution_randomness(seed, name)
         library = LinkLibrary(link, coordinator.run.id, capacity=0)
-        work = LocalRun(plan_bytes, name, data[name], library, memory, randomness)
+        work = LocalRun(plan_bytes, name, data[name], library, memory, randomness, make_trainer=make_trainer)
         session = Session(
             plan_bytes,
             name,
@@ -164,7 +167,11 @@ def simulate_data(
 
 
 def simulate_plainly(
-    plan: Plan, data: Mapping[str, InstitutionData], seed: int, on_round: OnRound | None = None
+    plan: Plan,
+    data: Mapping[str, InstitutionData],
+    seed: int,
+    on_round: OnRound | None = None,
+    make_trainer: TrainerFactory = trainer_for,
 ) -> SimulatedRun:
     """`simulate_data` without keys and masks: the same model bytes and figures, in a fraction of the time.
 
@@ -173,7 +180,7 @@ def simulate_plainly(
     Raises:
         NonFiniteTrainingError and others: of the institution's work, as they come.
     """
-    run = PlainRun(plan, data, lambda name: institution_randomness(seed, name))
+    run = PlainRun(plan, data, lambda name: institution_randomness(seed, name), make_trainer=make_trainer)
     schema: FeatureSchema | None = None
     records: list[Record] = []
     while not run.ended:

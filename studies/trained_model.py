@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from federation.evaluation import scores_exact
 from federation.model_archive import Model, pack_files
 from federation.plan import Plan
 from federation.tables import RawTable
+from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.model_folder import read_model, write_model
 from institution_node.predict import predict
 from institution_node.table_files import LabelValueError
@@ -28,9 +29,11 @@ class TrainedModel:
     Attributes:
         parts: plan, feature schema and weights. Classifiers that fewer than `k_min` institutions own stay with them
             and are not in it; such patients are staged by the heads of their modalities.
+        encoders: factories of its kinds of encoders other than `mlp`; their code is never part of a model.
     """
 
     parts: Model
+    encoders: Encoders = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -65,7 +68,7 @@ class TrainedModel:
             FrameError, PatientIdError, DataColumnError, DataValueError: a table, and where.
             StagingError: no table, or one of a modality that the model does not know.
         """
-        told = predict(self.parts, self._read(tables))
+        told = predict(self.parts, self._read(tables), self.encoders)
         names = [f"probability_{c}" for c in told.classes]
         rows: dict[str, dict[str, Any]] = {}
         for row in told.staged:
@@ -128,10 +131,14 @@ class TrainedModel:
         return {m: raw_table(frame, kinds.get(m, {}), f"table {m!r}") for m, frame in tables.items()}
 
 
-def load_model(folder: str | Path) -> TrainedModel:
+def load_model(folder: str | Path, encoders: Encoders = NO_ENCODERS) -> TrainedModel:
     """A model that was saved, exported, or kept by a node.
+
+    Args:
+        folder: its folder.
+        encoders: kind to factory, where the model has kinds of encoders other than `mlp`.
 
     Raises:
         ModelArchiveError: not such a folder, or its files were altered.
     """
-    return TrainedModel(read_model(Path(folder)))
+    return TrainedModel(read_model(Path(folder)), encoders)

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from federation.plan import MAX_BYTES, Plan, PlanError, Training, digest
 from tests.plans import example_identity, example_plan, example_private_key
 
-EXAMPLE_DIGEST = "7bddd64a0b9a215904076c9fa1f04068f94e44a2b83615ea0050df5233b64478"
+EXAMPLE_DIGEST = "4d080b9002e5a87cfe2334b66e5b4f99c944c52cd8fcd20a928447a841a03330"
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from federation.plan import Column, Institution, LabelClass, Modality, Plan, PlanError
 from federation.plan_check import check, find_problems, minimum_threshold
+from federation.plan_fields import Range
 from federation.plan_problems import path_text
-from federation.plan_tables import Range, SecureSumSettings
+from federation.plan_tables import SecureSumSettings
 from federation.rounds import SETUP_SUMS, TRAINING_SUMS, Cohorts
 from federation.settings import mask_graph
 from federation.statistic_words import StatisticsEncoding

@@ -40,7 +40,7 @@ def test_parameters_are_the_tensors_of_the_layout_in_its_order() -> None:
     model.load(made.weights)
     component = made.layout.components["encoder/mrna"]
     start = 0
-    stack = model._stacks["encoder/mrna"]
+    stack = model.stack("encoder/mrna")
     for tensor in component.tensors:
         parameter = stack.layers.get_parameter(tensor.name)
         size = parameter.numel()

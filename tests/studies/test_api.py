@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
 from federation.model_archive import pack
 from institution_node.data import NoPatientError, OneClassError
-from institution_node.errors import StagingError
+from institution_node.errors import EncoderError, StagingError
 from institution_node.table_files import DataColumnError, DataValueError, LabelValueError, PatientIdError
+from institution_node.training import LocalTrainer
 from security.errors import ConsiliumError
-from studies.api import FederationWarning, Institution, load_model, run_federation
+from studies.api import Encoder, FederationWarning, Institution, load_model, run_federation
+from studies.batched_training import BatchedTrainers
+from studies.federation import StudyError
 from studies.frames import FrameError
 from tests.studies.own_tables import HELD, OPTIONS, institutions, patients, run
 
@@ -202,3 +206,44 @@ def test_labels_that_do_not_fit_the_model_are_told() -> None:
         run().score(tables, labels.replace("late", "IV"))
     with pytest.raises(FrameError, match="both a prediction and a label"):
         run().score(tables, labels.rename(index=lambda patient: f"other {patient}"))
+
+
+def _layers(inputs: int, width: int, options: Mapping[str, float | str]) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, int(options["hidden"])), nn.Tanh(), nn.Linear(int(options["hidden"]), width))
+
+
+def test_an_encoder_of_ones_own_is_trained_saved_and_used(tmp_path: Path) -> None:
+    own = {"blood": Encoder("layers", _layers, {"hidden": 4.0})}
+    plain = run_federation(institutions(), rounds=2, options=OPTIONS, encoders=own, data="synthetic")
+    masked = run_federation(institutions(), rounds=2, options=OPTIONS, encoders=own, data="synthetic", masks=True)
+    assert pack(plain.model.parts)["model.safetensors"] == pack(masked.model.parts)["model.safetensors"]
+    assert [t.name for t in plain.plan.modalities[0].tensors] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    tables, _ = patients("new", ("blood", "chart"), 10)
+    folder = plain.save(tmp_path / "model")
+    again = load_model(folder, {"layers": _layers})
+    pd.testing.assert_frame_equal(again.predict(tables), plain.predict(tables))
+    with pytest.raises(EncoderError, match="whose code is not in the model"):
+        load_model(folder).predict(tables)
+    assert load_model(folder).predict({"chart": tables["chart"]})["predicted"].notna().all()
+
+
+def test_an_encoder_that_cannot_be_federated_is_refused() -> None:
+    def normalised(inputs: int, width: int, options: Mapping[str, float | str]) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, width), nn.BatchNorm1d(width))
+
+    with pytest.raises(EncoderError, match="which no sum covers"):
+        run_federation(institutions(), rounds=1, encoders={"blood": Encoder("normalised", normalised)})
+    with pytest.raises(ConsiliumError, match="two factories"):
+        run_federation(institutions(), encoders={"blood": Encoder("one", _layers), "chart": Encoder("one", normalised)})
+
+
+def test_batched_training_refuses_it() -> None:
+    own = {"blood": Encoder("layers", _layers, {"hidden": 4.0})}
+    result = run_federation(institutions(), rounds=1, options=OPTIONS, encoders=own, data="synthetic")
+    parts, labels = result.model.parts, np.arange(20) % 2
+    features = {m: np.zeros((20, parts.schema.width(m)), np.float32) for m in ("blood", "chart")}
+    rows = range(20)
+    one = LocalTrainer(result.plan, parts.layout, "north", features, labels, rows, (), "cpu", {"layers": _layers})
+    weights = {name: parts.layout.components[name].initial(1) for name in parts.layout.owned("north")}
+    with pytest.raises(StudyError, match="cannot be stacked"):
+        BatchedTrainers().evaluate([one], [weights])

@@ -190,12 +190,23 @@ class Modality(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     HIDDEN_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    kind: _builtins.str
+    """"mlp", or a kind of encoder whose code is installed at the institutions."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]: ...
     @_builtins.property
     def hidden(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Widths of the hidden layers; the last layer, model.encoding_width, is added."""
+        """Of "mlp": widths of the hidden layers; the last layer, model.encoding_width, is added."""
+
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncoderOption]: ...
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncoderTensor]:
+        """The parameters of another kind than "mlp", in the order of the vector."""
 
     def __init__(
         self,
@@ -203,14 +214,77 @@ class Modality(_message.Message):
         name: _builtins.str = ...,
         columns: _abc.Iterable[Global___Column] | None = ...,
         hidden: _abc.Iterable[_builtins.int] | None = ...,
+        kind: _builtins.str = ...,
+        options: _abc.Iterable[Global___EncoderOption] | None = ...,
+        tensors: _abc.Iterable[Global___EncoderTensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "hidden", b"hidden", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "hidden", b"hidden", "kind", b"kind", "name", b"name", "options", b"options", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Modality: _TypeAlias = Modality  # noqa: Y015
+
+@_typing.final
+class EncoderOption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    number: _builtins.float
+    text: _builtins.str
+    """Its value instead of the number, where it is not empty."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        number: _builtins.float = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncoderOption: _TypeAlias = EncoderOption  # noqa: Y015
+
+@_typing.final
+class EncoderTensor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    INIT_FIELD_NUMBER: _builtins.int
+    FAN_IN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the module."""
+    init: _builtins.str
+    """"uniform_fan_in", "zeros" or "ones"."""
+    fan_in: _builtins.int
+    """0 stands for the modality's number of inputs."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """0 stands for the modality's number of inputs."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        init: _builtins.str = ...,
+        fan_in: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fan_in", b"fan_in", "init", b"init", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncoderTensor: _TypeAlias = EncoderTensor  # noqa: Y015
 
 @_typing.final
 class Column(_message.Message):
