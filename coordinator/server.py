@@ -41,7 +41,7 @@ _OPTIONS: Final = (
     # What one upload may have under way: nine times the window that gRPC would grow to is most of a peak.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 2 << 20),
-    # What a connection keeps ready for its next read: twice the most it ever read at once otherwise, 1.6 MiB an institution.
+    # What a connection keeps ready for its next read; otherwise twice the most that it ever read at once: 1.6 MiB.
     ("grpc.experimental.tcp_max_read_buffer_size", 128 << 10),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 64),  # of one connection

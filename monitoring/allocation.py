@@ -27,8 +27,8 @@ def keep_freed_memory() -> None:
     """Tells glibc to serve chunks of megabytes from its heap, instead of mapping and unmapping each.
 
     A mapped chunk costs a page fault for every 4 KiB, which is most of the processor time of passing a chunk on
-    (docs/performance.md). For nodes, and from one heap for all threads: with a heap for each, every thread that ever held
-    a chunk keeps its own. A coordinator, whose threads are many, grows by 200 MiB.
+    (docs/performance.md). For nodes, and from one heap for all threads: with a heap for each, every thread that ever
+    held a chunk keeps its own. A coordinator, whose threads are many, grows by 200 MiB.
     Does nothing where the C library is another one.
     """
     share_arenas(1)
