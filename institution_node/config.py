@@ -70,9 +70,17 @@ class Data(Table):
 
 
 class Compute(Table):
-    """What trains: `auto` takes CUDA where there is any. `threads` 0: as many as there are cores."""
+    """What trains.
+
+    Attributes:
+        device: `auto` takes CUDA where there is any.
+        precision: `mixed` multiplies in bfloat16 while training, and keeps weights, gradients and losses in float32.
+            Not for plans with differential privacy.
+        threads: 0: as many as there are cores.
+    """
 
     device: Literal["cpu", "cuda", "auto"] = "auto"
+    precision: Literal["float32", "mixed"] = "float32"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
 
 

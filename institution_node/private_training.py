@@ -33,6 +33,7 @@ from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import EncoderError, TrainingDataError
 from institution_node.models import DropoutMasks
 from institution_node.own_encoder import OwnEncoder
+from institution_node.trainer import Precision, check_precision
 from institution_node.training import GradientSource, LocalTrainer
 from security.errors import ConfigurationError
 from security.privacy.events import SampledGaussian
@@ -72,7 +73,7 @@ class PrivateTrainer(LocalTrainer):
         plan: a checked plan with differential privacy enabled; others as in LocalTrainer.
 
     Raises:
-        ConfigurationError: the plan does not enable differential privacy, or balances classes: those weights depend
+        ConfigurationError: precision is mixed; or the plan does not enable differential privacy, or balances classes: those weights depend
             on all patients, and so would every gradient on every patient.
         TrainingDataError, EncoderError: as LocalTrainer; or an encoder of another kind has layers whose gradients per
             patient Opacus does not know.
@@ -89,7 +90,9 @@ class PrivateTrainer(LocalTrainer):
         validation_rows: Sequence[int] | npt.NDArray[np.int64],
         device: str = "cpu",
         encoders: Encoders = NO_ENCODERS,
+        precision: Precision = "float32",
     ) -> None:
+        check_precision(plan, precision)
         if not plan.differential_privacy.enabled:
             raise ConfigurationError(
                 "the plan does not enable differential privacy.",

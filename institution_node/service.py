@@ -32,7 +32,7 @@ from institution_node.node import Assignment, Node, run_until_stopped
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, load_policy
 from institution_node.session import RoundWork
-from institution_node.trainer import trainer_for
+from institution_node.trainer import check_precision, trainer_for
 from monitoring.allocation import keep_freed_memory
 from monitoring.exposition import MetricsServer
 from monitoring.metrics import Metrics, NodeLocalMetrics, NodeShareableMetrics
@@ -115,6 +115,7 @@ def local_work(config: NodeConfig) -> MakeWork:
     @contextmanager
     def make(a: Assignment, observer: NodeObserver) -> Iterator[RoundWork]:
         device = prepare_device(config)
+        check_precision(a.plan, config.compute.precision)
         encoders = load_encoders(kinds_of(a.plan, a.institution), a.policy.allow_encoders)
         if encoders:
             from institution_node.own_encoder import check_encoders
@@ -142,7 +143,7 @@ def local_work(config: NodeConfig) -> MakeWork:
                 device,
                 ledger,
                 observer,
-                partial(trainer_for, encoders=encoders),
+                partial(trainer_for, encoders=encoders, precision=config.compute.precision),
                 shelf=shelf,
             )
 
@@ -153,7 +154,7 @@ def prepare_device(config: NodeConfig) -> str:
     """Name of torch's device; sets the number of its threads.
 
     Raises:
-        ConfigurationError: `cuda` is asked for and there is none.
+        ConfigurationError: `cuda` is asked for and there is none, or it cannot do the precision asked for.
     """
     import torch
 
@@ -166,7 +167,14 @@ def prepare_device(config: NodeConfig) -> str:
             remedy='Write device = "cpu" (or "auto") in [compute] of node.toml, or mend the driver.',
             place="node.toml, compute.device",
         )
-    return "cuda" if there and config.compute.device != "cpu" else "cpu"
+    device = "cuda" if there and config.compute.device != "cpu" else "cpu"
+    if device == "cuda" and config.compute.precision == "mixed" and not torch.cuda.is_bf16_supported():
+        raise ConfigurationError(
+            "this machine's CUDA device has no bfloat16.",
+            remedy='Write precision = "float32" in [compute] of node.toml.',
+            place="node.toml, compute.precision",
+        )
+    return device
 
 
 def serve(config: NodeConfig, *, accept_new_data: bool = False, make_work: MakeWork | None = None) -> None:

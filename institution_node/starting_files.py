@@ -40,8 +40,9 @@ image = "data/image.parquet"
 clinical = "data/clinical.csv"
 
 [compute]
-device = "auto"  # "cpu", "cuda" or "auto"
-threads = 0      # 0: as many as there are cores
+device = "auto"        # "cpu", "cuda" or "auto"
+precision = "float32"  # or "mixed": trains in bfloat16 where that is safe; not under differential privacy
+threads = 0            # 0: as many as there are cores
 
 [disk]
 # The server optimiser's state rests in the state folder: as much again as a large model with FedAvgM, twice as much

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,12 @@ from federation.plan import Plan
 from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import WeightsError
 from institution_node.updates import Update, as_update
+from security.errors import ConfigurationError
 from security.privacy.randomness import Randomness
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Precision = Literal["float32", "mixed"]
 Delta = TypeVar("Delta", bound=Float32 | Update, covariant=True)
 
 
@@ -132,6 +134,20 @@ class TrainerFactory(Protocol):
     ) -> Trainer: ...
 
 
+def check_precision(plan: Plan, precision: Precision) -> None:
+    """Passes a precision that a plan may be trained in.
+
+    Raises:
+        ConfigurationError: mixed precision under differential privacy.
+    """
+    if plan.differential_privacy.enabled and precision != "float32":
+        raise ConfigurationError(
+            "in mixed precision the norms that clipping rests on are rounded, and so is the bound on one patient.",
+            remedy='Write precision = "float32" in [compute] of node.toml for plans with differential privacy.',
+            place="node.toml, compute.precision",
+        )
+
+
 def trainer_for(
     plan: Plan,
     layout: Layout,
@@ -142,9 +158,10 @@ def trainer_for(
     validation_rows: Int64,
     device: str,
     encoders: Encoders = NO_ENCODERS,
+    precision: Precision = "float32",
 ) -> Trainer:
     """The plan's trainer: DP-SGD where the plan has differential privacy."""
-    arguments = (plan, layout, institution, features, labels, train_rows, validation_rows, device, encoders)
+    arguments = (plan, layout, institution, features, labels, train_rows, validation_rows, device, encoders, precision)
     if plan.differential_privacy.enabled:
         from institution_node.private_training import PrivateTrainer
 

@@ -19,7 +19,7 @@ from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import NonFiniteTrainingError, TrainingDataError
 from institution_node.models import DropoutMasks, InstitutionModel
 from institution_node.optimisers import FlatOptimiser
-from institution_node.trainer import Evaluation, SubsetLosses, Trajectory
+from institution_node.trainer import Evaluation, Precision, SubsetLosses, Trajectory
 from security.errors import LocalMisuseError
 from security.privacy.randomness import Randomness, permutation
 
@@ -42,6 +42,7 @@ class LocalTrainer:
         validation_rows: rows to validate on; none in common with `train_rows`.
         device: torch's name of the device.
         encoders: factories of the kinds, other than `mlp`, that the institution's modalities are of.
+        precision: `mixed`: the products of a step in bfloat16; weights, gradients, optimiser and evaluation stay float32.
 
     Attributes:
         model: what it trains; its parameters are whatever was loaded last.
@@ -66,12 +67,14 @@ class LocalTrainer:
         validation_rows: Sequence[int] | Int64,
         device: str = "cpu",
         encoders: Encoders = NO_ENCODERS,
+        precision: Precision = "float32",
     ) -> None:
         training = np.asarray(train_rows, dtype=np.int64)
         validation = np.asarray(validation_rows, dtype=np.int64)
         _check_patients(plan, layout, institution, features, labels, training, validation)
         self.plan = plan
         self.institution = institution
+        self._mixed = precision == "mixed"
         self.model = InstitutionModel(plan, layout, institution, device, encoders)
         self._classes = len(plan.label.classes)
         self.train_features = self._to_device(features, training)
@@ -79,6 +82,10 @@ class LocalTrainer:
         self.validation_features = self._to_device(features, validation)
         self.validation_labels = labels[validation]
         self.class_weights = self._balance(labels[training]) if plan.training.class_weights == "balanced" else None
+
+    def autocast(self) -> torch.autocast:
+        """Where a step's losses are computed: in bfloat16 what may be, with mixed precision."""
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     @property
     def patients(self) -> int:
@@ -259,7 +266,8 @@ class BatchGradients(GradientSource):
     def gradient(self) -> torch.Tensor:
         """See GradientSource."""
         features, labels = self._trainer.batch(next(self._batches))
-        loss = self._trainer.patient_losses(features, labels, self._masks).mean()
+        with self._trainer.autocast():
+            loss = self._trainer.patient_losses(features, labels, self._masks).mean()
         self._model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
         if self._clip > 0.0:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
+from federation.model_archive import Model
 from federation.plan import Plan
 from federation.rounds import digest
 from institution_node.cli import app
@@ -136,15 +137,17 @@ def test_a_policy_names_versions(pin: str) -> None:
 # -- real nodes ---------------------------------------------------------------------------------------------------
 
 
-def node(name: str, link: object, tmp_path: Path, rules: Policy, ended: dict[str, Path]) -> Node:
+def node(
+    name: str, link: object, tmp_path: Path, rules: Policy, ended: dict[str, Path], precision: str = "float32"
+) -> Node:
     """A node as `service.serve` makes it, without network: its own `local_work`."""
     state = tmp_path / name
-    state.mkdir()
+    state.mkdir(parents=True)
     config = NodeConfig.model_construct(
         federation=PLAN.federation,
         institution=name,
         state=state,
-        compute=NodeConfig.model_fields["compute"].default.model_copy(update={"device": "cpu"}),
+        compute=NodeConfig.model_fields["compute"].default.model_copy(update={"device": "cpu", "precision": precision}),
         disk=NodeConfig.model_fields["disk"].default,
     )
     from datetime import UTC, datetime
@@ -177,10 +180,13 @@ def node(name: str, link: object, tmp_path: Path, rules: Policy, ended: dict[str
     )
 
 
-def test_nodes_train_a_kind_that_the_coordinator_never_saw(site: Path, tmp_path: Path) -> None:
+def whole_run(tmp_path: Path, precision: str = "float32") -> Model:
+    """What the first institution keeps of a run in which all nodes use the kind."""
     coordinator = MemoryCoordinator(PLAN.to_bytes())
     ended: dict[str, Path] = {}
-    nodes = {name: node(name, MemoryLink(coordinator, name), tmp_path, policy(PIN), ended) for name in PLAN.roster}
+    nodes = {
+        name: node(name, MemoryLink(coordinator, name), tmp_path, policy(PIN), ended, precision) for name in PLAN.roster
+    }
     idle = 0
     while idle < 50 and len(ended) < len(nodes):
         moved = [each.step(0) for each in nodes.values()]
@@ -191,7 +197,11 @@ def test_nodes_train_a_kind_that_the_coordinator_never_saw(site: Path, tmp_path:
             coordinator.pass_time(5.0)
     assert coordinator.run.status == "finished"
     assert set(ended) == set(PLAN.roster)
-    model = read_model(ended[PLAN.roster[0]])
+    return read_model(ended[PLAN.roster[0]])
+
+
+def test_nodes_train_a_kind_that_the_coordinator_never_saw(site: Path, tmp_path: Path) -> None:
+    model = whole_run(tmp_path)
     start = model.layout.components["encoder/image"].initial(PLAN.seed)
     assert not np.array_equal(model.components["encoder/image"], start)
     tables = patients(PLAN, PLAN.roster[0]).tables
@@ -199,6 +209,24 @@ def test_nodes_train_a_kind_that_the_coordinator_never_saw(site: Path, tmp_path:
         predict(model, tables)
     assert predict(model, {"mrna": tables["mrna"]}).staged
     assert predict(model, tables, load_encoders([KIND], [PIN])).staged
+
+
+def test_the_nodes_precision_is_what_its_trainer_multiplies_in(site: Path, tmp_path: Path) -> None:
+    plain, mixed = (whole_run(tmp_path / precision, precision) for precision in ("float32", "mixed"))
+    for name in ("encoder/mrna", "encoder/image"):
+        assert not np.array_equal(plain.components[name], mixed.components[name])
+        np.testing.assert_allclose(plain.components[name], mixed.components[name], atol=0.05)
+
+
+@pytest.mark.parametrize(("precision", "said"), [("mixed", "configuration"), ("float32", "")])
+def test_a_node_in_mixed_precision_declines_differential_privacy(tmp_path: Path, precision: str, said: str) -> None:
+    plan = small_plan(7, differential_privacy={"enabled": True}, training={"class_weights": "none"})
+    rules = policy().model_copy(update={"accepted_plans": (digest(plan.to_bytes()).hex(),)})
+    link = ScriptedLink(plan=plan.to_bytes())
+    each = node(PLAN.roster[0], link, tmp_path, rules, {}, precision)
+    each.step(0)
+    each.leave()
+    assert link.enrolments == [said]
 
 
 @pytest.mark.parametrize(

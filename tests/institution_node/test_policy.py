@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.plan import Plan, digest
+from institution_node.encoder_kinds import InstalledKind
 from institution_node.policy import NodeIdentity, Policy, PolicyRefusal, load_policy
 from institution_node.toml_files import NodeFileError
 from security.privacy.randomness import SeededRandomness, SystemRandomness
+from tests.own_encoders import KIND, PIN, with_kind
 from tests.plans import example_plan
 
 PRIVATE = {"enabled": True, "epsilon": 4.0}
+INSTALLED = InstalledKind(KIND, "example-encoders", "0.1.0")
+OTHER_KIND = with_kind(example_plan()).modalities
 
 
 def own(plan: Plan, **changed: Any) -> NodeIdentity:
@@ -68,6 +72,14 @@ def test_a_plan_that_encrypts_runs_where_the_institution_says_so() -> None:
             {"secure_sum": {"ckks": ("statistics",), "coordinator_colludes": False}},
             {"data_is_public": True},
             {},
+        ),
+        ("encoders", {"modalities": OTHER_KIND}, {"allow_encoders": (PIN,)}, {}),
+        ("allow_encoders", {"modalities": OTHER_KIND}, {}, {"encoders": (INSTALLED,)}),
+        (
+            "allow_encoders",
+            {"modalities": OTHER_KIND},
+            {"allow_encoders": ("example-encoders==0.2.0",)},
+            {"encoders": (INSTALLED,)},
         ),
         ("differential_privacy", {}, {"epsilon_max": 8.0}, {}),
         ("epsilon_max", {"differential_privacy": PRIVATE}, {"epsilon_max": 3.9}, {}),

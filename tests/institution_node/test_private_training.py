@@ -18,6 +18,7 @@ from institution_node.trainer import Trajectory
 from security.errors import ConfigurationError
 from security.privacy.events import SampledGaussian
 from security.privacy.randomness import SeededRandomness
+from tests.cuda import DEVICES
 from tests.institution_node.cases import Case, case
 
 # What private_training says to torch itself; pytest starts every test with filters of its own.
@@ -202,7 +203,14 @@ def test_plans_that_would_not_be_private_are_refused() -> None:
         trainer(private_case(training={"class_weights": "balanced"}))
 
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+def test_mixed_precision_is_refused_under_privacy() -> None:
+    made = private_case()
+    n = made.labels.size
+    with pytest.raises(ConfigurationError, match="mixed precision") as told:
+        PrivateTrainer(
+            made.plan, made.layout, made.institution, made.features, made.labels, range(n), (), precision="mixed"
+        )
+    assert "compute" in told.value.place
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -16,6 +16,7 @@ from institution_node.optimisers import FlatOptimiser
 from institution_node.training import LocalTrainer, epochs
 from security.errors import ConfigurationError, LocalMisuseError
 from security.privacy.randomness import SeededRandomness
+from tests.cuda import DEVICES
 from tests.institution_node.cases import Case, case
 
 PLAIN = {"optimiser": "sgd", "class_weights": "none", "local_steps": 1, "batch_size": 1000, "weight_decay": 0.0,
@@ -289,9 +290,6 @@ def test_an_epoch_takes_every_patient_once_in_batches_of_like_size(patients: int
         lengths = {len(batch) for batch in epoch}
         assert max(lengths) <= size
         assert max(lengths) - min(lengths) <= 1
-
-
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.mark.parametrize("device", DEVICES)
