@@ -73,8 +73,8 @@ class PrivateTrainer(LocalTrainer):
         plan: a checked plan with differential privacy enabled; others as in LocalTrainer.
 
     Raises:
-        ConfigurationError: precision is mixed; or the plan does not enable differential privacy, or balances classes: those weights depend
-            on all patients, and so would every gradient on every patient.
+        ConfigurationError: precision is mixed; or the plan does not enable differential privacy, or balances classes:
+            those weights depend on all patients, and so would every gradient on every patient.
         TrainingDataError, EncoderError: as LocalTrainer; or an encoder of another kind has layers whose gradients per
             patient Opacus does not know.
     """

@@ -42,7 +42,7 @@ class LocalTrainer:
         validation_rows: rows to validate on; none in common with `train_rows`.
         device: torch's name of the device.
         encoders: factories of the kinds, other than `mlp`, that the institution's modalities are of.
-        precision: `mixed`: the products of a step in bfloat16; weights, gradients, optimiser and evaluation stay float32.
+        precision: `mixed`: a step multiplies in bfloat16; weights, gradients, optimiser and evaluation stay float32.
 
     Attributes:
         model: what it trains; its parameters are whatever was loaded last.
