@@ -7,7 +7,7 @@ changes beyond its method stands in `changes`, so that a row can be run again fr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from federation.plan_presets import PRESETS
@@ -15,7 +15,7 @@ from studies.cells import Cell, changes_of
 from studies.federation import StudyError
 from studies.methods import ALONE
 from studies.recipes import institutions
-from studies.tasks import EARLY_LATE, STAGE_I_II, THREE_STAGES, Task
+from studies.tasks import DIGITS, EARLY_LATE, STAGE_I_II, THREE_STAGES, TOPICS, Task
 from studies.tcga import FOLDS
 
 CM_FL: Final = "cm-fl"
@@ -141,6 +141,35 @@ STEPS: Final = tuple(
 )
 """K and step size, for both: DGB's mean step is smaller at the same η, so each is compared at its own best."""
 
+
+def _over(recipe: str, upper: str = "", baselines: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+    """The paper's four methods on another federation, with its upper bound and some baselines."""
+    variants = [replace(v, recipe=recipe) for v in METHODS if v.recipe == "nine" and v.name in (*_FOUR, *baselines)]
+    bound = [Variant("all modalities everywhere", CM_FL, upper)] if upper else []
+    return (*variants[: len(_FOUR)], *bound, *variants[len(_FOUR) :])
+
+
+_FOUR: Final = ("CM-FL", "HGB", "DGB", "DGB + PCW")
+
+MODALITIES: Final = tuple(
+    Variant(f"{name}, {count} modalities", method, recipe)
+    for count, recipe in (("2", "two modalities"), ("3", "nine"), ("4", "four modalities"))
+    for method, name in ((CM_FL, "CM-FL"), ("dgb+pcw", "DGB + PCW"))
+)
+
+HETEROGENEITY: Final = tuple(
+    Variant(f"{name}, {kind}", method, recipe)
+    for kind, recipe in (("none", "mixed"), ("by class", "skewed"), ("by cancer", "nine"))
+    for method, name in ((CM_FL, "CM-FL"), ("dgb", "DGB"), ("dgb+pcw", "DGB + PCW"))
+)
+"""The same combinations and test patients: all cohorts mixed, mixed with skewed stages, and a cohort an institution."""
+
+SITES: Final = tuple(
+    Variant(f"{name}, {count} hospitals", method, f"{count} sites")
+    for count in (18, 36)
+    for method, name in ((CM_FL, "CM-FL"), ("dgb", "DGB"), ("dgb+pcw", "DGB + PCW"), ("pooled", "pooled"))
+)
+
 STUDIES: Final[Mapping[str, Study]] = {
     study.name: study
     for study in (
@@ -178,6 +207,64 @@ STUDIES: Final[Mapping[str, Study]] = {
                 "CM-FL",
             )
             for kind in ("uni", "bi", "tri")
+        ),
+        Study(
+            "kidney",
+            "Do they win where the stage signal is strong? KIRC and KIRP, early against late, mRNA and clinical data.",
+            EARLY_LATE,
+            _over("kidney", "kidney upper bound", ("each alone", "pooled", "cohort only")),
+            "CM-FL",
+        ),
+        Study(
+            "kidney-images",
+            "The same with images, which differ between the two: a modality of its own for each.",
+            EARLY_LATE,
+            _over("kidney with images", "kidney with images upper bound", ("each alone", "pooled", "cohort only")),
+            "CM-FL",
+        ),
+        Study(
+            "liver",
+            "With LIHC's three institutions, which have no images at all: twelve institutions.",
+            STAGE_I_II,
+            _over("with liver", "", ("pooled", "cohort only")),
+            "CM-FL",
+        ),
+        Study(
+            "modalities",
+            "Two, three and four modalities: how do figures and cost grow with the combinations?",
+            STAGE_I_II,
+            MODALITIES,
+            "CM-FL, 3 modalities",
+        ),
+        Study(
+            "heterogeneity",
+            "Which heterogeneity hurts: skewed stages at institutions, or another cancer at each?",
+            STAGE_I_II,
+            HETEROGENEITY,
+            "CM-FL, by cancer",
+        ),
+        Study(
+            "sites",
+            "Hospitals as they are: tissue source sites as institutions, tested on patients of other hospitals.",
+            STAGE_I_II,
+            SITES,
+            "CM-FL, 18 hospitals",
+        ),
+        Study(
+            "digits",
+            "Another domain: handwritten digits in six views.",
+            DIGITS,
+            _over("digits", "", ("pooled",)),
+            "CM-FL",
+            data="uci_mfeat",
+        ),
+        Study(
+            "articles",
+            "Another domain: articles as image and text.",
+            TOPICS,
+            _over("articles", "", ("pooled",)),
+            "CM-FL",
+            data="wikipedia",
         ),
     )
 }

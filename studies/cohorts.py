@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MODALITIES: Final = ("mrna", "image", "clinical")
 ID_COLUMN: Final = "case_id"
+SITE_COLUMN: Final = "tss"
+"""Of the labels: the tissue source site."""
 VARIABLE: Final = "CONSILIUM_DATA"
 _BESIDE: Final = ("..", "shared", "tcga")
 
@@ -41,11 +43,13 @@ class Cohort:
         name: as in the data folder, `BRCA`.
         stages: patient to stage, 1 to 4, in order of identifier.
         tables: modality to the table of those patients who have it; a modality may be absent.
+        sites: patient to the hospital that the tissue came from, where that is known.
     """
 
     name: str
     stages: Mapping[str, int]
     tables: Mapping[str, RawTable]
+    sites: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_data(environment: Mapping[str, str] | None = None, repository: Path | None = None) -> Path | None:
@@ -67,12 +71,13 @@ def find_data(environment: Mapping[str, str] | None = None, repository: Path | N
     return beside if (beside / "labels.csv").is_file() else None
 
 
-def load_cohorts(root: Path, cohorts: Sequence[str]) -> dict[str, Cohort]:
+def load_cohorts(root: Path, cohorts: Sequence[str], modalities: Sequence[str] = MODALITIES) -> dict[str, Cohort]:
     """Reads cohorts of a data folder.
 
     Args:
         root: the folder.
         cohorts: names, in the order wanted.
+        modalities: in the order wanted.
 
     Raises:
         StudyDataError: no labels, an unknown cohort, or a table that cannot be used.
@@ -92,8 +97,9 @@ def load_cohorts(root: Path, cohorts: Sequence[str]) -> dict[str, Cohort]:
                 f"a patient of {name} stands there twice.", remedy="Keep one row per patient.", place=str(path)
             )
         stages = dict(zip(rows[ID_COLUMN], rows["stage"].astype(int), strict=True))
-        files = {m: root / m / f"{name}.parquet" for m in MODALITIES}
-        found[name] = Cohort(name, stages, {m: read_whole(file) for m, file in files.items() if file.is_file()})
+        files = {m: root / m / f"{name}.parquet" for m in modalities}
+        sites = dict(zip(rows[ID_COLUMN], rows[SITE_COLUMN], strict=True)) if SITE_COLUMN in rows else {}
+        found[name] = Cohort(name, stages, {m: read_whole(file) for m, file in files.items() if file.is_file()}, sites)
     return found
 
 

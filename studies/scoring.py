@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -60,7 +61,7 @@ class TestPatients:
         ids: n patients.
         cohorts: their cohorts.
         labels: int64[n], class indices.
-        tables: modality, in plan order, to its table with exactly these rows.
+        tables: modality, in plan order, to its table of those who have it, in the order of `ids`.
     """
 
     __test__ = False  # not a test, whatever pytest makes of the name
@@ -74,7 +75,7 @@ class TestPatients:
 
     @classmethod
     def of(cls, federation: Federation, plan: Plan) -> TestPatients:
-        """The complete test patients of all cohorts.
+        """The complete test patients of all cohorts: whom none of their cohort's modalities lacks.
 
         Raises:
             StudyError: there is none.
@@ -85,7 +86,10 @@ class TestPatients:
                 "no test patient has all modalities: there is nobody to score on.",
                 remedy="Take cohorts that have every modality, or leave a modality out of the study.",
             )
-        tables = {m: stacked([_rows(t.tables[m], t.complete) for t in parts.values()]) for m in plan.modality_order}
+        held = {
+            m: [_rows(t.tables[m], t.complete) for t in parts.values() if m in t.tables] for m in plan.modality_order
+        }
+        tables = {m: stacked(own) for m, own in held.items() if own}
         return cls(
             tuple(p for test in parts.values() for p in test.complete),
             tuple(name for name, test in parts.items() for _ in test.complete),
@@ -94,26 +98,46 @@ class TestPatients:
         )
 
     def predict(self, model: Model, held: Sequence[str] | None = None) -> Probabilities:
-        """float64[n, classes]: by the classifier of the modalities, or by their heads where the model has none.
+        """float64[n, classes]: by the classifier of a patient's modalities, or by their heads where the model has none.
 
         Args:
             model: any whose plan has these modalities.
             held: modalities to predict from, in plan order; None: all.
 
         Raises:
-            StudyError: the model has neither the classifier nor a head.
+            StudyError: the model has neither the classifier nor a head for some patients.
         """
-        wanted = tuple(self.tables if held is None else held)
         machine = NumpyModel(model)
-        subsets, reason = basis_of(wanted, machine.subsets)
-        if not subsets:
-            raise StudyError(f"test patients cannot be staged: {reason}.", remedy="Switch the plan's heads on.")
         if self._schema is not model.schema:  # a run keeps one schema for all its rounds
             self._schema, self._features = model.schema, {}
-        for modality in wanted:
-            if modality not in self._features:
-                self._features[modality] = model.schema.transform(modality, self.tables[modality])
-        return np.exp(machine.blend(subsets, {m: machine.encode(m, self._features[m]) for m in wanted}))
+        made = np.zeros((len(self.ids), len(model.plan.label.classes)))
+        for have, who in self._by_modalities.items():
+            wanted = tuple(m for m in have if held is None or m in held)
+            subsets, reason = basis_of(wanted, machine.subsets)
+            if not subsets:
+                raise StudyError(f"test patients cannot be staged: {reason}.", remedy="Switch the plan's heads on.")
+            features = {m: self._transformed(m, model)[self._row_of[m][who]] for m in wanted}
+            made[who] = np.exp(machine.blend(subsets, {m: machine.encode(m, x) for m, x in features.items()}))
+        return made
+
+    def _transformed(self, modality: str, model: Model) -> npt.NDArray[np.float32]:
+        if modality not in self._features:
+            self._features[modality] = model.schema.transform(modality, self.tables[modality])
+        return self._features[modality]
+
+    @cached_property
+    def _row_of(self) -> Mapping[str, npt.NDArray[np.int64]]:
+        """Modality to int64[n], each patient's row in its table; −1 where the patient has none."""
+        places = {m: {p: k for k, p in enumerate(table.ids)} for m, table in self.tables.items()}
+        return {m: np.array([rows.get(p, -1) for p in self.ids], np.int64) for m, rows in places.items()}
+
+    @cached_property
+    def _by_modalities(self) -> Mapping[tuple[str, ...], npt.NDArray[np.int64]]:
+        """Modalities to the int64 indices of the patients who have just these."""
+        found: dict[tuple[str, ...], list[int]] = {}
+        for k in range(len(self.ids)):
+            found.setdefault(tuple(m for m, rows in self._row_of.items() if rows[k] >= 0), []).append(k)
+        return {have: np.array(who, np.int64) for have, who in found.items()}
 
     def scores(self, probabilities: Probabilities) -> dict[str, Scores]:
         """`all`, then each cohort, to its scores."""

@@ -6,6 +6,7 @@ cohorts, and every cohort has levels of its own, so that institutions are not al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +60,44 @@ def synthetic(seed: int, shape: Shape = TCGA_SHAPE) -> dict[str, Cohort]:
             tables[modality] = tables[modality].select(np.flatnonzero(rng.random(len(ids)) < held).tolist())
         made[name] = Cohort(name, dict(zip(ids, stages.tolist(), strict=True)), tables)
     return made
+
+
+def stand_ins(seed: int, shape: Shape, names: Sequence[str], modalities: Sequence[str]) -> dict[str, Cohort]:
+    """Generated cohorts under other names, with other modalities: a new one is like mRNA with a few columns.
+
+    Args:
+        seed, shape: as `synthetic` has them.
+        names: of the cohorts, of whom the generated ones stand in for in turn.
+        modalities: each cohort's, where it has them: an `image` may be called `image_kirc` at KIRC alone.
+    """
+    made = list(synthetic(seed, shape).values())
+    found: dict[str, Cohort] = {}
+    for k, name in enumerate(names):
+        base = made[k % len(made)]
+        renamed = {p: f"SYN-{name}-{j:04}" for j, p in enumerate(base.stages)}
+        stages = {renamed[p]: stage for p, stage in base.stages.items()}
+        tables: dict[str, RawTable] = {}
+        for modality in modalities:
+            kind, _, owner = modality.partition("_")
+            if kind in base.tables and owner in ("", name.lower()):
+                own = base.tables[kind]
+                tables[modality] = RawTable(tuple(renamed[p] for p in own.ids), own.numeric, own.categorical)
+            elif kind not in base.tables:
+                rng = np.random.default_rng([seed, *name.encode(), *modality.encode()])
+                late = np.array([stage - 1.0 for stage in stages.values()])
+                values = np.rint(_shifted(late, 24, shape, rng))
+                columns = {f"{modality}_{j:02}": np.clip(values[:, j], -2.0, 2.0) for j in range(24)}
+                tables[modality] = RawTable(tuple(stages), columns, {})
+        found[name] = Cohort(name, stages, tables)
+    return found
+
+
+def stand_in_sites(cohort: Cohort) -> dict[str, str]:
+    """Sites for patients of whom none is known: some large, many small, as in TCGA."""
+    rng = np.random.default_rng(list(cohort.name.encode()))
+    shares = 1.0 / np.arange(1, 31)
+    drawn = rng.choice(30, size=len(cohort.stages), p=shares / shares.sum())
+    return {p: f"S{k:02}" for p, k in zip(cohort.stages, drawn.tolist(), strict=True)}
 
 
 def _shifted(late: Floats, columns: int, shape: Shape, rng: np.random.Generator) -> Floats:

@@ -17,7 +17,6 @@ from federation.plan import Column, Modality
 from federation.tables import RawTable
 from studies.cohorts import (
     ID_COLUMN,
-    MODALITIES,
     Cohort,
     StudyDataError,
     find_data,
@@ -76,7 +75,7 @@ class TestSet:
     Attributes:
         stages: patient to stage, 1 to 4.
         tables: modality to the table of those who have it.
-        complete: those who have every modality of the federation: who results are scored on.
+        complete: those who have every modality that their cohort has: who results are scored on.
     """
 
     __test__ = False  # not a test, whatever pytest makes of the name
@@ -151,20 +150,18 @@ def federate(
     Raises:
         StudyDataError: an institution would have no patient or one class, or no modality is in common.
     """
-    columns = {m: c for m in MODALITIES if (c := _columns(cohorts, m))}
-    if not columns:
-        raise StudyDataError("the cohorts have no table.", remedy="Lay the folder out as studies/cohorts.py says.")
+    columns = common_modalities(cohorts)
     shards: list[Shard] = []
     test: dict[str, TestSet] = {}
     for k, cohort in enumerate(cohorts.values()):
-        tables = {m: _narrow(cohort.tables[m], columns[m]) for m in columns if _has(cohort, m, columns[m])}
+        tables = narrowed_tables(cohort, columns)
         rng = np.random.default_rng([seed, *cohort.name.encode()])
         row = kinds[k % len(kinds)]
-        held_out, *parts = _deal(cohort, len(row), rng, task, fold)
-        test[cohort.name] = _test_set(cohort, held_out, tables, tuple(columns))
+        held_out, *parts = deal_cohort(cohort, len(row), rng, task, fold)
+        test[cohort.name] = test_set(cohort, held_out, tables)
         for i, (part, wanted) in enumerate(zip(parts, row, strict=True)):
             kept = tuple(m for m in tables if m in wanted) or tuple(tables)
-            shards.append(_shard(f"{cohort.name.lower()}-{i + 1}", cohort, part, {m: tables[m] for m in kept}, task))
+            shards.append(shard_of(f"{cohort.name.lower()}-{i + 1}", cohort, part, {m: tables[m] for m in kept}, task))
     return Federation(data, tuple(shards), test, columns, task)
 
 
@@ -200,6 +197,24 @@ def _write_folder(folder: Path, tables: Mapping[str, RawTable], stages: Mapping[
     (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def common_modalities(cohorts: Mapping[str, Cohort]) -> dict[str, tuple[Column, ...]]:
+    """Modality, in the cohorts' order, to the columns in common of those that have it.
+
+    Raises:
+        StudyDataError: no cohort has a table.
+    """
+    order = dict.fromkeys(m for cohort in cohorts.values() for m in cohort.tables)
+    columns = {m: c for m in order if (c := _columns(cohorts, m))}
+    if not columns:
+        raise StudyDataError("the cohorts have no table.", remedy="Lay the folder out as studies/cohorts.py says.")
+    return columns
+
+
+def narrowed_tables(cohort: Cohort, columns: Mapping[str, tuple[Column, ...]]) -> dict[str, RawTable]:
+    """Modality to a cohort's table with exactly these columns, of the modalities that it has."""
+    return {m: _narrow(cohort.tables[m], columns[m]) for m in columns if _has(cohort, m, columns[m])}
+
+
 def _columns(cohorts: Mapping[str, Cohort], modality: str) -> tuple[Column, ...]:
     """Columns in common of the cohorts that share any with those before them."""
     tables: list[RawTable] = []
@@ -226,7 +241,7 @@ def _narrow(table: RawTable, columns: Sequence[Column]) -> RawTable:
     )
 
 
-def _deal(cohort: Cohort, parts: int, rng: np.random.Generator, task: Task, fold: int) -> list[list[str]]:
+def deal_cohort(cohort: Cohort, parts: int, rng: np.random.Generator, task: Task, fold: int) -> list[list[str]]:
     """Patients of the test set, then of each institution; per class in turn, so that all are stratified."""
     if not 0 <= fold < FOLDS:
         raise StudyDataError(f"there is no fold {fold}.", remedy=f"Folds are 0 to {FOLDS - 1}.")
@@ -250,16 +265,19 @@ def _rows(table: RawTable, patients: Sequence[str]) -> RawTable:
     return table.select([row[patient] for patient in patients if patient in row])
 
 
-def _test_set(
-    cohort: Cohort, patients: Sequence[str], tables: Mapping[str, RawTable], modalities: Sequence[str]
-) -> TestSet:
+def test_set(cohort: Cohort, patients: Sequence[str], tables: Mapping[str, RawTable]) -> TestSet:
+    """A cohort's test patients, with what each has of the cohort's tables."""
     held = {modality: _rows(table, patients) for modality, table in tables.items()}
-    whole = set(patients).intersection(*(held[m].ids if m in held else () for m in modalities))
+    whole = set(patients).intersection(*(table.ids for table in held.values()))
     return TestSet({p: cohort.stages[p] for p in patients}, held, tuple(p for p in patients if p in whole))
 
 
-def _shard(name: str, cohort: Cohort, patients: Sequence[str], tables: Mapping[str, RawTable], task: Task) -> Shard:
-    """Those of the patients who have all of the institution's modalities."""
+def shard_of(name: str, cohort: Cohort, patients: Sequence[str], tables: Mapping[str, RawTable], task: Task) -> Shard:
+    """Those of the patients who have all of the institution's modalities.
+
+    Raises:
+        StudyDataError: they are of one class, or none.
+    """
     whole = set(patients).intersection(*(table.ids for table in tables.values()))
     kept = [patient for patient in patients if patient in whole]
     stages = {patient: cohort.stages[patient] for patient in kept}

@@ -18,7 +18,7 @@ from studies.recipes import RECIPES, federation, fingerprint, institutions
 from studies.run_cells import Source, run_batch, run_cells
 from studies.store import ResultStore, StoredResultError, key_of
 from studies.synthetic import Shape
-from studies.tasks import STAGE_I_II
+from studies.tasks import DIGITS, STAGE_I_II, TOPICS, Task
 
 SMALL = Shape(
     stages=(("BRCA", (70, 220, 40, 0)), ("LUSC", (100, 80, 40, 0)), ("LUAD", (90, 70, 40, 0))),
@@ -26,6 +26,8 @@ SMALL = Shape(
     image_features=12,
     signal=1.0,
 )
+ROOMY = Shape(genes=16, image_features=12)
+"""As many patients as TCGA has: 36 hospitals need them."""
 SOURCE = Source(None, SMALL)
 DATA = fingerprint(None, SMALL)
 QUICK = changes_of(training={"local_steps": 2}, evaluation={"bins": 10})
@@ -106,11 +108,15 @@ def test_a_federation_that_nobody_knows_is_refused() -> None:
         federation("ten", None, STAGE_I_II, 1, 0, SMALL)
 
 
+def _task_of(recipe: str) -> Task:
+    return {"digits": DIGITS, "articles": TOPICS}.get(recipe, STAGE_I_II)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_federation_can_be_planned(recipe: str) -> None:
-    made = federation(recipe, None, STAGE_I_II, 1, 0, SMALL)
+    made = federation(recipe, None, _task_of(recipe), 1, 0, ROOMY)
     assert tuple(shard.name for shard in made.shards) == institutions(recipe)
-    plan = replace(CELL, recipe=recipe).plan(made)
+    plan = replace(CELL, recipe=recipe, task=_task_of(recipe).name).plan(made)
     assert {m for shard in made.shards for m in shard.modalities} == set(plan.modality_order)
 
 
@@ -118,5 +124,5 @@ def test_every_plan_of_every_study_may_run() -> None:
     for study in STUDIES.values():
         for variant in study.variants:
             cell = study.of(variant, 1, 0)[0]
-            plan = cell.plan(federation(cell.recipe, None, study.task, 1, 0, SMALL))
+            plan = cell.plan(federation(cell.recipe, None, study.task, 1, 0, ROOMY))
             assert find_problems(plan) == (), f"{study.name}: {variant.name}"
