@@ -111,7 +111,8 @@ def export(
     subsets = [names.component_subset(n) for n in components if names.component_kind(n) == "classifier"]
     temperatures = {subset: float(choice.temperatures.get(subset, 1.0)) for subset in subsets}
     model = Model(plan, schema, components, choice.round, temperatures)
-    return pack_files(model, _figures(choice.round, records), choice.reason)
+    groups = _subgroups_at(choice.round, records)
+    return pack_files(model, _figures(choice.round, records), choice.reason, groups)
 
 
 def _weights(reader: VectorReader) -> npt.NDArray[np.float32]:
@@ -134,3 +135,12 @@ def _figures(round_number: int, records: Sequence[str]) -> dict[str, dict[str, f
                 for row, scores in rows.items()
             }
     return {}
+
+
+def _subgroups_at(round_number: int, records: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """The last round up to this one that counted subgroups, and its figures; 0 and none, where none did."""
+    for text in reversed(records):
+        record: dict[str, Any] = json.loads(text)
+        if record["round"] <= round_number and record.get("subgroups"):
+            return int(record["round"]), record["subgroups"]
+    return 0, {}

@@ -15,6 +15,7 @@ from coordinator.records import Recorder
 from coordinator.results import RoundStatistics
 from federation.plan import Plan
 from federation.rounds import OTHER, SETUP_SUMS, TRAINING_SUMS, Cohorts
+from federation.subgroups import groups_of
 from monitoring import metrics as m
 
 _PHASES: Final = frozenset(m.PHASES)
@@ -26,6 +27,7 @@ _SCORES: Final = {
     "auroc": m.AUROC,
     "calibration_error": m.CALIBRATION_ERROR,
 }
+_OF_GROUPS: Final = {"balanced_accuracy": m.SUBGROUP_BALANCED_ACCURACY, "auroc": m.SUBGROUP_AUROC}
 ALL: Final = "all"
 
 
@@ -59,6 +61,7 @@ class RunObserver(Observer):
         metrics.allow("subset", made.subsets)
         metrics.allow("combination", {*made.combinations.values(), OTHER, ALL})
         metrics.allow("component", made.components)
+        metrics.allow("subgroup", (f"{a.name}: {g}" for a in plan.evaluation.subgroups.by for g in groups_of(a)))
         metrics.allow("sum", (*SETUP_SUMS, *TRAINING_SUMS))
         metrics.set(m.PLANNED_ROUNDS, plan.rounds)
 
@@ -197,3 +200,9 @@ class RunObserver(Observer):
                 value = getattr(scores, name)
                 if value is not None:
                     metrics.set(metric, value, combination=row)
+        for attribute, groups in result.subgroups.items():
+            for group, told in groups.items():
+                for name, metric in _OF_GROUPS.items():
+                    value = None if told is None else getattr(told.scores, name)
+                    if value is not None:
+                        metrics.set(metric, value, subgroup=f"{attribute}: {group}")

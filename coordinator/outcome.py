@@ -18,6 +18,7 @@ from federation.plan import Evaluation, Plan
 from federation.rounds import UPDATES, WEIGHTS, Cohorts, ComponentDigests, Setup
 from federation.settings import model_encoding, optimiser_settings, thinning
 from federation.setup import FeatureSums, feature_sum, patients_of
+from federation.subgroups import holders_of
 from federation.vectors import ContentStore, Spool, UploadKey
 from security.secure_sum.aggregator import Aggregator
 from security.secure_sum.errors import TooFewMembersError
@@ -64,7 +65,8 @@ class RoundOutcome:
             if message.sum in FEATURE_SUMS:
                 self._features.take(feature_sum(message.sum), words)
             elif message.sum == WEIGHTS:
-                self._settle(patients_of(which, words), alive, ComponentDigests.all_from(message.components))
+                setup = Setup("", patients_of(which, words), alive, holders_of(which, words))
+                self._settle(setup, ComponentDigests.all_from(message.components))
             else:
                 assert self._state.setup is not None
                 groups = self._cohorts.clip_groups(self._state.setup)
@@ -90,18 +92,16 @@ class RoundOutcome:
         schema = self._features.schema
         return None if schema is None else FirstModel(self._cohorts, schema, self._sums[WEIGHTS])
 
-    def _settle(
-        self, patients: Mapping[str, int], alive: frozenset[str], components: Mapping[str, ComponentDigests]
-    ) -> None:
+    def _settle(self, setup: Setup, components: Mapping[str, ComponentDigests]) -> None:
         """Round 0 is complete: the schema, who takes part, and w(0)."""
         schema = self._features.schema
         if schema is None:
             raise TooFewMembersError("the feature schema is incomplete.")
-        if len(alive) < self._plan.secure_sum.threshold:
+        if len(setup.institutions) < self._plan.secure_sum.threshold:
             raise TooFewMembersError("fewer institutions than the threshold were there for the run's first sums.")
         if not any(self._plan.component(name).every == 1 for name in components):
             raise TooFewMembersError("no component has enough owners that were there for the run's first sums.")
-        setup = Setup(self._content.put(schema.to_bytes()), patients, alive)
+        setup = replace(setup, schema=self._content.put(schema.to_bytes()))
         self._state = replace(self._state, setup=setup, components=components)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from federation import statistics
+from federation import statistics, subgroups
 from federation.blending import BlendingFigures, BlendingState, advance
 from federation.evaluation import Scores, scores_from_counts
 from federation.plan import Plan
 from federation.settings import blending_settings, proximity_settings
 from federation.statistics import LossRow, MetricRow
+from federation.subgroups import GroupFigures
 from security.secure_sum.spec import Sum
 
 Words = Mapping[str, npt.NDArray[np.uint64]]
@@ -32,6 +33,7 @@ class RoundStatistics:
         rows: metrics by row, and over all rows together under `all`; without it where a row stayed shut.
         counts: the summed counts behind the metrics, by row.
         clipped: clipped values by component.
+        subgroups: attribute to group to its figures, in rounds that count them; None: not enough patients.
         held: subsets whose model the plan held fixed in this round: their last losses are this round's too.
     """
 
@@ -43,6 +45,7 @@ class RoundStatistics:
     counts: Mapping[str, MetricRow]
     clipped: Mapping[str, int]
     held: frozenset[str] = frozenset()
+    subgroups: Mapping[str, Mapping[str, GroupFigures | None]] = field(default_factory=dict)
 
 
 def read_statistics(
@@ -69,6 +72,7 @@ def read_statistics(
     proximity: dict[str, float] = {}
     counts: dict[str, MetricRow] = {}
     clipped: dict[str, int] = {}
+    by_group: dict[str, Mapping[str, GroupFigures | None]] = {}
     for part in which.parts:
         if part.name not in words:
             continue
@@ -81,6 +85,9 @@ def read_statistics(
         elif kind == "metrics":
             vector = statistics.decode(words[part.name], statistics.count_encoding(n))
             counts[name] = MetricRow.from_vector(vector, classes, bins)
+        elif kind == "subgroups":
+            vector = statistics.decode(words[part.name], subgroups.encoding(n))
+            by_group[name] = subgroups.figures(plan, subgroups.attribute_of(plan, name), vector)
         else:
             how = statistics.clipped_encoding(n)
             counted = statistics.decode(words[part.name], how)
@@ -96,7 +103,7 @@ def read_statistics(
     temperatures = {s: t for s, row in losses.items() if (t := row.temperature) is not None}
     summed = {part.name for part in which.parts}
     held = frozenset(s for s in figures.subsets if f"losses/{s}" not in summed)
-    return RoundStatistics(state, figures, proximity, temperatures, rows, counts, clipped, held)
+    return RoundStatistics(state, figures, proximity, temperatures, rows, counts, clipped, held, by_group)
 
 
 def _scores(row: MetricRow) -> Scores:
@@ -128,6 +135,17 @@ def scores_json(scores: Scores) -> dict[str, Any]:
         "macro_f1": scores.macro_f1,
         "auroc": scores.auroc,
         "calibration_error": scores.calibration_error,
+    }
+
+
+def subgroups_json(found: Mapping[str, Mapping[str, GroupFigures | None]]) -> dict[str, Any]:
+    """Attribute to group to its metrics and confusion matrix, as plain values; None: not enough patients."""
+    return {
+        name: {
+            group: None if told is None else scores_json(told.scores) | {"confusion": told.confusion.tolist()}
+            for group, told in groups.items()
+        }
+        for name, groups in found.items()
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordinator.attempt import Attempt
-from coordinator.results import RoundStatistics, figures_json, scores_json
+from coordinator.results import RoundStatistics, figures_json, scores_json, subgroups_json
 from coordinator.selection import Selection
 
 
@@ -43,7 +43,8 @@ def round_record(
 
 def statistics_record(result: RoundStatistics) -> dict[str, Any]:
     """What a round's record tells of an opened sum B."""
-    return {
+    counted = {"subgroups": subgroups_json(result.subgroups)} if result.subgroups else {}
+    return counted | {
         "blending": figures_json(result.figures),
         "proximity": dict(result.proximity),
         "metrics": {name: scores_json(s) for name, s in result.rows.items()},

@@ -3,6 +3,7 @@
 | name | what it is |
 |---|---|
 | `metrics/ROW/accuracy`, … | federated validation metrics of a combination, of `other`, of `all` |
+| `subgroups/ATTRIBUTE/GROUP/accuracy`, … | the same of a subgroup, in rounds that count them |
 | `loss/SUBSET/training`, `loss/SUBSET/validation` | weighted mean losses, in rounds that brought the subset any |
 | `blending/SUBSET/score`, `…/overfitting`, `…/generalisation`, `…/dogr` | DGB's figures, in the same rounds |
 | `proximity/SUBSET` | mean p_i |
@@ -43,6 +44,10 @@ def _printable(name: str) -> str:
 def _all(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for row, scores in record.get("metrics", {}).items():
         yield from _known(f"metrics/{row}", scores)
+    for attribute, groups in record.get("subgroups", {}).items():
+        for group, scores in groups.items():
+            told = {name: value for name, value in (scores or {}).items() if name != "confusion"}
+            yield from _known(f"subgroups/{attribute}/{group}", told)
     for subset, figures in record.get("blending", {}).items():
         if figures["fresh"]:  # what only stands from an earlier round is that round's
             yield from _known(f"loss/{subset}", {short: figures[name] for name, short in _LOSSES.items()})

@@ -94,7 +94,7 @@ class RunState:
         """For the store."""
         return json.dumps(
             {
-                "setup": None if self.setup is None else _setup(self.setup),
+                "setup": None if self.setup is None else self.setup.to_json(),
                 "components": _components(self.components),
                 "blending": self.blending.to_json(),
                 "scores": dict(self.scores),
@@ -119,7 +119,7 @@ class RunState:
         d: dict[str, Any] = json.loads(text)
         s, chosen = d["setup"], d["selection"]
         return RunState(
-            None if s is None else Setup(s["schema"], s["patients"], frozenset(s["institutions"])),
+            None if s is None else Setup.from_json(s),
             _read_components(d["components"]),
             BlendingState.from_json(d["blending"]),
             d["scores"],
@@ -134,14 +134,6 @@ class RunState:
                 chosen["without_gain"],
             ),
         )
-
-
-def _setup(setup: Setup) -> dict[str, Any]:
-    return {
-        "schema": setup.schema,
-        "patients": dict(setup.patients),
-        "institutions": sorted(setup.institutions),
-    }
 
 
 def _best(best: BestRound | None) -> dict[str, Any] | None:

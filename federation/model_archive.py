@@ -32,7 +32,7 @@ from federation import names
 from federation.features import FeatureSchema
 from federation.initialisation import BLOCK
 from federation.layout import Component, Layout, layout
-from federation.model_card import model_card
+from federation.model_card import Groups, model_card
 from federation.plan import Plan, digest
 from federation.tensor_file import TensorFile, whole
 from security.errors import ConsiliumError
@@ -137,7 +137,10 @@ def pack(model: Model, figures: Mapping[str, Mapping[str, float]] | None = None,
 
 
 def pack_files(
-    model: Model, figures: Mapping[str, Mapping[str, float]] | None = None, chosen: str = ""
+    model: Model,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
+    chosen: str = "",
+    subgroups: tuple[int, Groups] = (0, {}),
 ) -> dict[str, bytes | TensorFile]:
     """The model's files, by name; the weights are made as they are written. Equal models have equal bytes.
 
@@ -145,6 +148,7 @@ def pack_files(
         model: all of it is checked as `unpack` checks it.
         figures: subset to metric to value, of the federation's own validation, for the model card.
         chosen: why this round, for the model card; empty: not said.
+        subgroups: the round that counted them last, and its figures, for the model card.
 
     Raises:
         ModelArchiveError: the parts do not belong together.
@@ -175,7 +179,7 @@ def pack_files(
         SCHEMA: schema,
         PLAN: plan,
         MANIFEST: _encode(manifest),
-        CARD: model_card(model.plan, model.schema, manifest, figures or {}, chosen).encode(),
+        CARD: model_card(model.plan, model.schema, manifest, figures or {}, chosen, subgroups).encode(),
     }
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from federation import names
 from federation.features import FeatureSchema
 from federation.plan import Plan
+from federation.subgroups import groups_of
+
+Groups = Mapping[str, Mapping[str, Mapping[str, Any] | None]]
+"""Attribute to group to its figures; None: too few patients to be told of."""
+
+_OF_GROUPS: Final = ("accuracy", "balanced_accuracy", "auroc")
 
 
 def model_card(
@@ -16,6 +22,7 @@ def model_card(
     manifest: Mapping[str, Any],
     figures: Mapping[str, Mapping[str, float]],
     chosen: str = "",
+    subgroups: tuple[int, Groups] = (0, {}),
 ) -> str:
     """Markdown for people; nothing reads it back.
 
@@ -25,6 +32,7 @@ def model_card(
         manifest: as `model_archive.pack` makes it.
         figures: subset to metric to value, over the institutions' validation patients; may be empty.
         chosen: why this round and no other; empty: not said.
+        subgroups: the last round up to this one that counted patients by subgroup, and what it told.
     """
     components: list[str] = sorted(manifest["components"])
     classifiers = [names.component_subset(c) for c in components if names.component_kind(c) == "classifier"]
@@ -69,6 +77,7 @@ def model_card(
         "## Figures",
         "",
         *_figures(figures),
+        *_subgroups(plan, *subgroups),
         "",
         "## Limits",
         "",
@@ -106,3 +115,19 @@ def _figures(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
     head = ["On the institutions' validation patients, by secure sum:", ""]
     return [*head, f"| subset | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics), *rows]
+
+
+def _subgroups(plan: Plan, counted: int, found: Groups) -> list[str]:
+    attributes = [each for each in plan.evaluation.subgroups.by if each.name in found]
+    if not attributes:
+        return []
+    lines = ["", f"By subgroup, in round {counted}; `–`: too few patients or institutions to be told of.", ""]
+    lines += [f"| subgroup | patients | {' | '.join(_OF_GROUPS)} |", "|---|---|" + "---|" * len(_OF_GROUPS)]
+    for attribute in attributes:
+        for group in groups_of(attribute):
+            told = found[attribute.name].get(group)
+            values = [None if told is None else told.get(metric) for metric in _OF_GROUPS]
+            cells = ["–" if value is None else f"{value:.3f}" for value in values]
+            patients = "–" if told is None else str(told["patients"])
+            lines.append(f"| {attribute.name}: {group} | {patients} | {' | '.join(cells)} |")
+    return lines

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from federation import names
+from federation.evaluation_tables import Evaluation, Subgroup, Subgroups
 from federation.plan_encoders import EncoderOption, EncoderTensor
 from federation.plan_fields import U32, U64, PlanTable, Range, about
 from federation.plan_problems import SAME_RELEASE, PlanError, Problem, problems_of
@@ -24,7 +25,6 @@ from federation.plan_tables import (
     ComponentRule,
     Deadlines,
     DifferentialPrivacy,
-    Evaluation,
     FeatureFloors,
     Institution,
     Label,
@@ -56,6 +56,8 @@ __all__ = [
     "Blending",
     "Proximity",
     "Evaluation",
+    "Subgroup",
+    "Subgroups",
     "FeatureFloors",
     "DifferentialPrivacy",
     "Deadlines",

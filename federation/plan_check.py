@@ -21,6 +21,7 @@ from federation.plan_ckks import encryption_problems, size_problems
 from federation.plan_encoders import MLP, encoder_problems
 from federation.plan_fields import Range
 from federation.plan_problems import Path, PlanError, Problem
+from federation.plan_subgroups import cohort_problems, subgroup_problems
 from federation.settings import mask_graph, model_encoding
 from security.errors import ConfigurationError
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER
@@ -50,10 +51,21 @@ def check(plan: Plan) -> None:
 
 def find_problems(plan: Plan) -> tuple[Problem, ...]:
     """Every problem of a plan; none: it may run."""
-    parts = (_run, _label, _modalities, _roster, _secure_sum, _floors, _method, _privacy, encryption_problems)
+    parts = (
+        _run,
+        _label,
+        _modalities,
+        _roster,
+        _secure_sum,
+        _floors,
+        _method,
+        _privacy,
+        encryption_problems,
+        subgroup_problems,
+    )
     found = (*_ranges(plan, ()), *(problem for part in parts for problem in part(plan)))
     # What components there are, and how large, follows from a roster that is in order.
-    return found or (*_components(plan), *_graph(plan), *size_problems(plan))
+    return found or (*_components(plan), *_graph(plan), *size_problems(plan), *cohort_problems(plan))
 
 
 def minimum_threshold(institutions: int, max_colluders: int) -> int:

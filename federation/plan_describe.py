@@ -7,7 +7,9 @@ from math import ceil
 
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan, digest
+from federation.rounds import Cohorts
 from federation.settings import graph_dropout, mask_graph, model_encoding
+from federation.subgroups import groups_of
 from federation.thinning import Thinning
 
 
@@ -17,8 +19,15 @@ def describe(plan: Plan) -> str:
     Sizes are upper bounds: the feature schema, agreed when the run begins, may leave columns out.
     """
     parts = layout(plan, {modality.name: modality.widest_input for modality in plan.modalities})
-    sections = (_head(plan), _roster(plan), _components(plan, parts), _sums(plan, parts), _privacy(plan))
-    return "\n\n".join("\n".join(section) for section in sections) + "\n"
+    sections = (
+        _head(plan),
+        _roster(plan),
+        _components(plan, parts),
+        _sums(plan, parts),
+        _subgroups(plan),
+        _privacy(plan),
+    )
+    return "\n\n".join("\n".join(section) for section in map(tuple, sections) if section) + "\n"
 
 
 def _head(plan: Plan) -> Iterator[str]:
@@ -120,6 +129,23 @@ def _privacy(plan: Plan) -> Iterator[str]:
     yield f"Differential privacy: at most ε = {privacy.epsilon:g} at δ = {privacy.delta:g} for one institution"
     sigma, norm = privacy.noise_multiplier, privacy.max_gradient_norm
     yield f"  training   σ = {sigma:g}, gradients of a patient clipped to {norm:g}"
+
+
+def _subgroups(plan: Plan) -> Iterator[str]:
+    settings = plan.evaluation.subgroups
+    if not settings.by:
+        return
+    yield f"Validation patients are counted by subgroup, in every {settings.every}. round and the last"
+    cohorts = Cohorts(plan).subgroups
+    for each in settings.by:
+        members = cohorts[each.name]
+        who = f"all {len(plan.roster)}" if len(members) == len(plan.roster) else ", ".join(sorted(members))
+        yield f"  {each.name:10} column {each.column}: {', '.join(groups_of(each))}; at {who}"
+    if plan.differential_privacy.enabled:
+        yield f"  noise      statistics_noise = {plan.differential_privacy.statistics_noise:g} on each, charged"
+    else:
+        floors = f"{settings.min_patients} patients of an institution, {settings.min_institutions} institutions"
+        yield f"  floors     {floors}; what is smaller is counted in other"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -343,28 +343,6 @@ class Proximity(PlanTable):
     ] = 5.0
 
 
-class Evaluation(PlanTable):
-    """What is measured in every round, and which round is exported."""
-
-    bins: Annotated[U32, Range(2, 1000), about("Bins of the score histograms.")] = 50
-    metric: Annotated[
-        Literal["balanced_accuracy", "auroc", "accuracy", "loss"],
-        about("What picks the exported round and stops early."),
-    ] = "balanced_accuracy"
-    patience: Annotated[
-        U32, Range(0, 1000000, "rounds"), about("Rounds without improvement that stop the run; 0: never.")
-    ] = 0
-    select: Annotated[Literal["best", "last"], about("Exported round.")] = "best"
-    fallback_after: Annotated[
-        U32,
-        Range(0, 1000000, "rounds"),
-        about(
-            "Rounds in a row without the metric, an institution being gone, from which the validation losses choose; "
-            "and rounds without these from which the last round is taken; 0: the metric alone chooses."
-        ),
-    ] = 3
-
-
 class FeatureFloors(PlanTable):
     """When the federated feature schema may use a column."""
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from consilium.v1 import round_pb2 as pb
 from google.protobuf.message import DecodeError
 
-from federation import names, statistics
+from federation import names, statistics, subgroups
 from federation.feature_sums import FEATURE_SUMS, vector_length
 from federation.layout import Component, Layout, layout
 from federation.plan import Plan
@@ -64,20 +64,41 @@ class Setup:
         schema: hex digest of the feature schema's bytes.
         patients: Σñ by cohort name (`Cohorts.name_of`).
         institutions: whose weight was summed; the others sit the run out.
+        groups: attribute of the plan's subgroups to the institutions that count each of its groups by itself.
     """
 
     schema: str
     patients: Mapping[str, int]
     institutions: frozenset[str]
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_proto(self) -> pb.Setup:
         """As it travels in a RoundStart."""
-        return pb.Setup(schema=self.schema, patients=dict(self.patients), institutions=sorted(self.institutions))
+        groups = {name: pb.Groups(holders=holders) for name, holders in self.groups.items()}
+        return pb.Setup(
+            schema=self.schema, patients=dict(self.patients), institutions=sorted(self.institutions), groups=groups
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it rests, at the coordinator and at nodes."""
+        return {
+            "schema": self.schema,
+            "patients": dict(self.patients),
+            "institutions": sorted(self.institutions),
+            "groups": {name: list(holders) for name, holders in self.groups.items()},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Setup:
+        """As it rested; KeyError, TypeError or AttributeError where it is none."""
+        groups = {name: tuple(holders) for name, holders in data.get("groups", {}).items()}
+        return Setup(data["schema"], data["patients"], frozenset(data["institutions"]), groups)
 
     @staticmethod
     def from_proto(message: pb.Setup) -> Setup:
         """As it came."""
-        return Setup(message.schema, dict(message.patients), frozenset(message.institutions))
+        groups = {name: tuple(each.holders) for name, each in message.groups.items()}
+        return Setup(message.schema, dict(message.patients), frozenset(message.institutions), groups)
 
 
 @dataclass(frozen=True)
@@ -187,6 +208,11 @@ class Cohorts:
             rows[OTHER] = rest
         return rows
 
+    @cached_property
+    def subgroups(self) -> Mapping[str, frozenset[str]]:
+        """Attributes that patients are counted by, to the institutions that do."""
+        return subgroups.contributors(self.plan, self.metric_rows.values())
+
     # -- attempts -----------------------------------------------------------------------------------------------
 
     def setup_sums(self) -> tuple[Sum, ...]:
@@ -207,7 +233,15 @@ class Cohorts:
             for name in FEATURE_SUMS
         ]
         weights = tuple(Part(name, 64, 1, members, WEIGHTS) for name, members in self.patients.items())
-        return (*features, Sum(WEIGHTS, weights))
+        return (*features, Sum(WEIGHTS, (*weights, *self._holders())))
+
+    def _holders(self) -> Iterator[Part]:
+        """Who counts which subgroup: with the weights, so that the survivors are those of the run. Under differential
+        privacy nobody is asked: that an institution has enough patients of a group is told by a single one of them."""
+        if not self.plan.differential_privacy.enabled:
+            for each in self.plan.evaluation.subgroups.by:
+                groups = len(subgroups.groups_of(each))
+                yield Part(f"{subgroups.PREFIX}{each.name}", 64, groups, self.subgroups[each.name])
 
     def training_sums(self, sizes: Mapping[str, int], setup: Setup, round_: int) -> tuple[Sum, ...]:
         """The sums of a training round.
@@ -240,11 +274,25 @@ class Cohorts:
             for row, members in self.metric_rows.items()
             if len(members & present) >= floor
         ]
+        parts += self._subgroup_parts(setup, round_)
         parts += [
             Part(f"clipped/{first}", 64, len(components), self.summed(setup)[first])
             for first, components in self.clip_groups(setup).items()
         ]
         return Sum(UPDATES, updates), Sum(STATISTICS, tuple(parts))
+
+    def _subgroup_parts(self, setup: Setup, round_: int) -> Iterator[Part]:
+        """Behind the metrics and of the same quantity: the groups of an attribute add up to the counts of everybody who
+        counts by it, so that both are of the same patients, and exact counts are summed over one cohort only."""
+        settings, exact = self.plan.evaluation.subgroups, not self.plan.differential_privacy.enabled
+        if not subgroups.due(self.plan, round_):
+            return
+        for each in settings.by:
+            members = self.subgroups[each.name] & setup.institutions
+            open_ = not exact or subgroups.tells(setup.groups.get(each.name, (0,)), settings.min_institutions)
+            if open_ and len(members) >= self.plan.secure_sum.k_min:
+                words = subgroups.length(self.plan, each)
+                yield Part(f"{subgroups.PREFIX}{each.name}", 64, words, members, "metrics", together=exact)
 
     def moves(self, subset: str, round_: int) -> bool:
         """Whether a subset's model changes in a round. Where all of it is held fixed, its losses are those of the round

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from federation import statistics
+from federation import statistics, subgroups
 from federation.feature_sums import (
     FEATURE_SUMS,
     FeatureCounts,
@@ -143,7 +143,7 @@ def patients_of(which: Sum, words: Words) -> dict[str, int]:
     return {
         part.name: round(float(statistics.decode(words[part.name], patient_encoding(part.contributors))[0]))
         for part in which.parts
-        if part.name in words
+        if part.name in words and not part.name.startswith(subgroups.PREFIX)
     }
 
 

@@ -55,11 +55,13 @@ class Data(Table):
         labels: the label table; its column is named by the plan.
         id_column: column of patient identifiers, in every table.
         tables: modality to file.
+        subgroups: the table with the columns that a plan counts subgroups by; None: the label table.
     """
 
     labels: RelativePath
     id_column: Annotated[str, Field(min_length=1)] = "case_id"
     tables: dict[str, RelativePath]
+    subgroups: RelativePath | None = None
 
     @field_validator("tables")
     @classmethod

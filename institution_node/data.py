@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from federation.plan import Plan
 from federation.tables import RawTable
+from institution_node.subgroups import read_subgroups
 from institution_node.table_files import DataFileError, read_labels, read_table
 from security.errors import ConfigurationError
 from security.privacy.randomness import Randomness, permutation
@@ -51,15 +52,26 @@ class InstitutionData:
         labels: int64[n], index into the plan's classes.
         fingerprint: SHA-256 over all of this, 64 hex digits; pinned per run. The order of a file's rows or columns
             and columns that the plan does not name do not change it.
+        subgroups: attribute of the plan that this institution counts by, to int64[n], the group of each patient.
     """
 
     ids: tuple[str, ...]
     tables: Mapping[str, RawTable]
     labels: Int64
     fingerprint: str
+    subgroups: Mapping[str, Int64] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def with_subgroups(self, groups: Mapping[str, Int64]) -> InstitutionData:
+        """The same patients, whose groups are known too; another fingerprint, where there are any."""
+        if not groups:
+            return self
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for name in sorted(groups):
+            digest.update(f"/{name}/{len(self)}/".encode() + groups[name].astype("<i8").tobytes())
+        return replace(self, subgroups=dict(groups), fingerprint=digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,12 @@ class PatientTables:
 
 
 def load_institution_data(
-    plan: Plan, institution: str, tables: Mapping[str, Path], labels: Path, id_column: str
+    plan: Plan,
+    institution: str,
+    tables: Mapping[str, Path],
+    labels: Path,
+    id_column: str,
+    subgroups: Path | None = None,
 ) -> InstitutionData:
     """Reads and aligns an institution's tables.
 
@@ -86,6 +103,7 @@ def load_institution_data(
         tables: modality to file; those of the institution's modalities are read.
         labels: the label table; its column is the plan's `label.column`.
         id_column: column of patient identifiers, in every file.
+        subgroups: the table with the columns of the plan's subgroups; None: the label table.
 
     Raises:
         PlanError: the institution is not in the roster.
@@ -101,7 +119,8 @@ def load_institution_data(
             )
     classes = read_labels(labels, plan.label, id_column)
     read = {modality.name: read_table(tables[modality.name], modality, id_column) for modality in held}
-    return align(read, classes, plan.class_names, str(labels))
+    data = align(read, classes, plan.class_names, str(labels))
+    return data.with_subgroups(read_subgroups(plan, institution, subgroups or labels, id_column, data.ids))
 
 
 def align(

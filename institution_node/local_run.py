@@ -24,6 +24,7 @@ from institution_node.recorder import Recorder
 from institution_node.run_context import RunContext
 from institution_node.setup_work import SetupWork
 from institution_node.statistics_work import StatisticsWork
+from institution_node.subgroups import CountedGroups, check_groups
 from institution_node.trainer import TrainerFactory, trainer_for
 from institution_node.update_work import UpdateWork
 from security.privacy.ledger import PrivacyLedger
@@ -134,6 +135,7 @@ class LocalRun:
         self._train_rows, self._validation_rows = divide(
             data, plan.training.validation_fraction, SeededRandomness(remembered.split_key, "split")
         )
+        self._groups = CountedGroups(plan, institution, data.subgroups, self._validation_rows)
 
     # -- RoundWork ----------------------------------------------------------------------------------------------
 
@@ -151,7 +153,9 @@ class LocalRun:
             sums = self._context.cohorts.setup_sums()
             rows = self._train_rows.tolist()
             tables = {m: table.select(rows) for m, table in self._data.tables.items()}
-            self._round = _Round(0, opening, sums, setup=SetupWork(self._context, tables, sums))
+            self._round = _Round(
+                0, opening, sums, setup=SetupWork(self._context, tables, sums, counted=self._groups.counted)
+            )
             return sums
         setup = Setup.from_proto(start.setup)
         self._check_setup(setup)
@@ -211,6 +215,7 @@ class LocalRun:
         for name, cohort in self._context.cohorts.patients.items():
             if setup.patients.get(name, len(cohort)) < len(cohort & setup.institutions):
                 raise TranscriptError("a total of patients is smaller than its number of institutions.")
+        check_groups(self._context.cohorts, setup)
         if memory.setup is None:
             self._context.remember(replace(memory, setup=setup))
 
@@ -249,7 +254,7 @@ class LocalRun:
         summed = context.cohorts.summed(setup)
         owned = tuple(n for n in made.owned(context.institution) if n in summed)
         model = GlobalModel(plan, made, owned, context.library, self._shelf)
-        self._prepared = Prepared(context, setup, made, trainer, model)
+        self._prepared = Prepared(context, setup, made, trainer, model, self._groups.of(setup))
         return self._prepared
 
     # -- for studies, which train and evaluate many institutions at once ------------------------------------------

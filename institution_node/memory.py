@@ -193,13 +193,7 @@ def _encode(m: RunMemory) -> dict[str, Any]:
         "split_key": m.split_key.hex(),
         "noised_patients": m.noised_patients,
         "schema": m.schema,
-        "setup": None
-        if m.setup is None
-        else {
-            "schema": m.setup.schema,
-            "patients": dict(m.setup.patients),
-            "institutions": sorted(m.setup.institutions),
-        },
+        "setup": None if m.setup is None else m.setup.to_json(),
         "known": dict(m.known),
         "known_round": m.known_round,
         "models": list(m.models),
@@ -229,7 +223,7 @@ def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemor
         bytes.fromhex(data["split_key"]),
         data["noised_patients"],
         data["schema"],
-        None if setup is None else Setup(setup["schema"], setup["patients"], frozenset(setup["institutions"])),
+        None if setup is None else Setup.from_json(setup),
         data["known"],
         data["known_round"],
         tuple(data["models"]),

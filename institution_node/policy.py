@@ -13,12 +13,15 @@ from pydantic import Field, field_validator, model_validator
 from federation.plan import Plan
 from federation.settings_files import Table
 from institution_node.encoder_kinds import PIN, InstalledKind, kinds_of
+from institution_node.subgroups import counts_by
 from institution_node.toml_files import load_toml
 from security.errors import ConsiliumError
 from security.privacy.randomness import Randomness
 
 PRIVATE_K_MIN: Final = 3
 """Fewest survivors of a sum, unless the data is public: of two, each would see the other's value."""
+PRIVATE_SUBGROUP: Final = 5
+"""Fewest own patients of a subgroup that are counted by themselves, unless the data is public."""
 
 Rule = Literal[
     "federation",
@@ -31,6 +34,8 @@ Rule = Literal[
     "backend",
     "allow_ckks",
     "k_min",
+    "allow_subgroups",
+    "subgroup_min_patients",
     "differential_privacy",
     "epsilon_max",
     "delta_max",
@@ -82,6 +87,9 @@ class Policy(Table):
             each of the two institutions that decrypt could read every vector by itself.
         allow_encoders: packages whose encoders plans may name, `"my-encoders==1.2.0"`, or with a hash of their files,
             `"my-encoders==1.2.0@sha256:…"` (`consilium-node encoders` prints both).
+        allow_subgroups: plans may count this institution's validation patients by the subgroups that they name.
+        subgroup_min_patients: fewest of its own patients that a plan may count as a subgroup; never below 5 unless the
+            data is public. Without meaning under differential privacy, which bounds what single patients move.
         allow_seeded_randomness: batches, noise and keys may come from a seed; only where the data is public.
     """
 
@@ -93,6 +101,8 @@ class Policy(Table):
     similar_cohorts: Literal["log", "withhold"] = "log"
     allow_ckks: bool = False
     allow_encoders: tuple[str, ...] = ()
+    allow_subgroups: bool = False
+    subgroup_min_patients: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     allow_seeded_randomness: bool = False
 
     @field_validator("accepted_plans")
@@ -129,12 +139,22 @@ class Policy(Table):
                 raise ValueError(
                     f"k_min below {PRIVATE_K_MIN} needs data_is_public = true; write {PRIVATE_K_MIN} or more"
                 )
+            if self.subgroup_min_patients is not None and self.subgroup_min_patients < PRIVATE_SUBGROUP:
+                raise ValueError(
+                    f"subgroup_min_patients below {PRIVATE_SUBGROUP} needs data_is_public = true; write "
+                    f"{PRIVATE_SUBGROUP} or more"
+                )
         return self
 
     @property
     def smallest_sum(self) -> int:
         """Fewest survivors of a sum that this institution helps to open."""
         return self.k_min or (1 if self.data_is_public else PRIVATE_K_MIN)
+
+    @property
+    def smallest_subgroup(self) -> int:
+        """Fewest own patients of a subgroup that are counted by themselves here."""
+        return self.subgroup_min_patients or (1 if self.data_is_public else PRIVATE_SUBGROUP)
 
     def similar_cohorts_of(self, plan: Plan) -> Literal["log", "withhold"]:
         """The stricter of what plan and policy say about similar cohorts."""
@@ -170,7 +190,7 @@ class Policy(Table):
     def refusals(self, plan: Plan, plan_digest: bytes, own: NodeIdentity) -> tuple[PolicyRefusal, ...]:
         """Every rule that the plan breaks, in order: what `consilium-node check` lists."""
         not_ours = self._not_ours(plan, own)
-        return (*not_ours, *self._not_permitted(plan, plan_digest.hex()), *self._not_allowed(plan, own))
+        return (*not_ours, *self._not_permitted(plan, plan_digest.hex(), own.institution), *self._not_allowed(plan, own))
 
     def _not_allowed(self, plan: Plan, own: NodeIdentity) -> Iterator[PolicyRefusal]:
         for kind in kinds_of(plan, own.institution) if own.institution in plan.roster else ():
@@ -227,7 +247,7 @@ class Policy(Table):
                 )
         return broken
 
-    def _not_permitted(self, plan: Plan, digest: str) -> list[PolicyRefusal]:
+    def _not_permitted(self, plan: Plan, digest: str, institution: str) -> list[PolicyRefusal]:
         broken: list[PolicyRefusal] = []
 
         def refuse(rule: Rule, message: str, remedy: str) -> None:
@@ -257,6 +277,20 @@ class Policy(Table):
                 "k_min",
                 f"the plan opens sums of {plan.secure_sum.k_min}, fewer than the {self.smallest_sum} demanded here.",
                 f"Ask for a plan with k_min of at least {self.smallest_sum}.",
+            )
+        attributes = [each.name for each in counts_by(plan, institution)]
+        if attributes and not self.allow_subgroups:
+            refuse(
+                "allow_subgroups",
+                f"the plan counts this institution's validation patients by {', '.join(attributes)}.",
+                "Ask for a plan that leaves this institution out of them; or, if it may, write allow_subgroups = true.",
+            )
+        floor = plan.evaluation.subgroups.min_patients
+        if attributes and not plan.differential_privacy.enabled and floor < self.smallest_subgroup:
+            refuse(
+                "subgroup_min_patients",
+                f"the plan counts subgroups of {floor} patients, fewer than the {self.smallest_subgroup} wanted here.",
+                f"Ask for a plan with evaluation.subgroups.min_patients of at least {self.smallest_subgroup}.",
             )
         if self.epsilon_max is not None:
             privacy = plan.differential_privacy

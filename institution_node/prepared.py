@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from institution_node.trainer import Trainer
 from security.errors import ConfigurationError
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Prepared:
         layout: for the schema's widths.
         trainer: on this institution's patients.
         model: the summed components that it owns.
+        groups: attribute of the plan's subgroups to the group that each validation patient is counted in.
     """
 
     context: RunContext
@@ -34,6 +37,7 @@ class Prepared:
     layout: Layout
     trainer: Trainer
     model: GlobalModel
+    groups: Mapping[str, Int64] = field(default_factory=dict)
 
     @property
     def shared(self) -> frozenset[str]:

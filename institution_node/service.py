@@ -106,7 +106,7 @@ def node_randomness(seed: int | None, institution: str) -> Randomness:
 def load_patients(config: NodeConfig, plan: Plan) -> InstitutionData:
     """The patients that a plan asks this institution for; raises as `load_institution_data`."""
     data = config.data
-    return load_institution_data(plan, config.institution, data.tables, data.labels, data.id_column)
+    return load_institution_data(plan, config.institution, data.tables, data.labels, data.id_column, data.subgroups)
 
 
 def local_work(config: NodeConfig) -> MakeWork:

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from federation import statistics
+from federation import statistics, subgroups
 from federation.feature_sums import FEATURE_SUMS, sensitivity
 from federation.rounds import WEIGHTS
 from federation.setup import FeatureSums, feature_encoding, feature_sum, patient_encoding
@@ -30,10 +30,17 @@ class SetupWork:
         context: of the run.
         tables: the training patients' raw table of each of its modalities.
         sums: of the round.
+        counted: attribute of the plan's subgroups to bool[groups], those that this institution counts by themselves.
     """
 
-    def __init__(self, context: RunContext, tables: Mapping[str, RawTable], sums: tuple[Sum, ...]) -> None:
-        self._context, self._tables = context, tables
+    def __init__(
+        self,
+        context: RunContext,
+        tables: Mapping[str, RawTable],
+        sums: tuple[Sum, ...],
+        counted: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+    ) -> None:
+        self._context, self._tables, self._counted = context, tables, counted or {}
         self._sums = {s.name: s for s in sums}
         self._features = FeatureSums(context.plan, self._sums)
 
@@ -70,7 +77,14 @@ class SetupWork:
 
     def _weights(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
         patients = np.array([float(self._noised_patients())])
-        return {p.name: ArrayWords(statistics.encode(patients, patient_encoding(p.contributors))) for p in uploads}
+        made: dict[str, WordSource] = {}
+        for p in uploads:
+            if p.name.startswith(subgroups.PREFIX):
+                vector = self._counted[p.name.removeprefix(subgroups.PREFIX)].astype(np.float64)
+                made[p.name] = ArrayWords(statistics.encode(vector, subgroups.encoding(len(p.contributors))))
+            else:
+                made[p.name] = ArrayWords(statistics.encode(patients, patient_encoding(p.contributors)))
+        return made
 
     def _noised_patients(self) -> int:
         """ñ_i: drawn once per run and kept (METHOD.md, "Objects")."""

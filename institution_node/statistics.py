@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from federation import statistics
+from federation import statistics, subgroups
 from federation.evaluation import confusion_counts, reliability_histogram, score_histograms
 from federation.losses import LossSums
 from federation.plan import Plan
@@ -144,6 +144,30 @@ def encode_metrics(
     # One cell of the confusion matrix, one of each class's histogram, and three sums of one bin of confidence.
     sensitivity = sqrt(1 + len(plan.label.classes) + 3)
     return Encoded(statistics.encode(row.vector(), how), how, sensitivity)
+
+
+def encode_subgroups(
+    plan: Plan,
+    name: str,
+    places: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.float64],
+    contributors: int,
+) -> Encoded:
+    """The validation patients by one attribute of the plan's subgroups.
+
+    Args:
+        plan: the plan.
+        name: of the attribute.
+        places: int64[n], the group that each is counted in.
+        labels, probabilities: of the same patients.
+        contributors: of the part, for its encoding.
+    """
+    vector = subgroups.counts_vector(plan, subgroups.attribute_of(plan, name), places, labels, probabilities)
+    how = subgroups.encoding(contributors)
+    # A patient is in one group: there in one cell of the confusion matrix, and in one of each class's histogram.
+    sensitivity = sqrt(1 + (len(plan.label.classes) if plan.evaluation.subgroups.bins else 0))
+    return Encoded(statistics.encode(vector, how), how, sensitivity)
 
 
 def encode_clipped(counts: Sequence[int], contributors: int) -> Encoded:

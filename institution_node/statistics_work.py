@@ -21,6 +21,7 @@ from institution_node.statistics import (
     encode_clipped,
     encode_losses,
     encode_metrics,
+    encode_subgroups,
     rescaled,
 )
 from institution_node.trainer import Evaluation, Trainer
@@ -105,6 +106,11 @@ class StatisticsWork:
                 encoded[part.name] = encode_losses(plan, losses[name], logits, labels, p, last, divisors, n)
             elif kind == "metrics":
                 encoded[part.name] = encode_metrics(plan, evaluation.labels, evaluation.probabilities, n)
+            elif kind == "subgroups":
+                places = prepared.groups[name]
+                encoded[part.name] = encode_subgroups(
+                    plan, name, places, evaluation.labels, evaluation.probabilities, n
+                )
             else:
                 components = context.cohorts.clip_groups(prepared.setup)[name]
                 encoded[part.name] = encode_clipped([self._updates.clipped.get(c, 0) for c in components], n)

@@ -73,6 +73,7 @@ LABELS: Final[Mapping[str, frozenset[str]]] = {
     "subset": _PLAN,
     "combination": _PLAN,
     "component": _PLAN,
+    "subgroup": _PLAN,
     "institution": _PLAN,
     "reason": frozenset({OTHER}),
     "version": frozenset({OTHER}),
@@ -136,6 +137,12 @@ BALANCED_ACCURACY = _coordinator("balanced_accuracy", _G, "Mean recall over the 
 MACRO_F1 = _coordinator("macro_f1", _G, "Mean F1 score over the classes, validation", "combination")
 AUROC = _coordinator("auroc", _G, "Area under the receiver operating curve, validation", "combination")
 CALIBRATION_ERROR = _coordinator("calibration_error", _G, "Expected calibration error, validation", "combination")
+SUBGROUP_BALANCED_ACCURACY = _coordinator(
+    "subgroup_balanced_accuracy", _G, "Mean recall over the classes in a subgroup, when last counted", "subgroup"
+)
+SUBGROUP_AUROC = _coordinator(
+    "subgroup_auroc", _G, "Area under the receiver operating curve in a subgroup, when last counted", "subgroup"
+)
 
 # A node, shareable. An allow-list: what stands here tells nothing of patients.
 NODE_INFO = _shareable("info", _G, "Always 1; the label tells the version", "version")
@@ -194,7 +201,8 @@ class Metrics:
             self._instruments[name].set_function(rss_anon_bytes)
 
     def allow(self, label: str, values: Iterable[str]) -> None:
-        """Adds names of the plan to what a label may say: institutions, subsets, combinations, components, sums."""
+        """Adds names of the plan to what a label may say: institutions, subsets, combinations, components, subgroups,
+        sums."""
         if LABELS.get(label) is not _PLAN:
             raise LocalMisuseError(f"label {label!r} does not take names of the plan.", remedy="Extend LABELS.")
         with self._lock:

@@ -20,6 +20,7 @@ from consilium.v1 import service_pb2 as pb
 from coordinator.observer import Observer
 from federation import plan_check
 from federation.plan import Plan
+from federation.subgroups import groups_of
 from federation.tables import RawTable
 from institution_node.data import InstitutionData
 from institution_node.library import LinkLibrary
@@ -29,6 +30,7 @@ from institution_node.memory import FolderMemory, Memory, RunMemory
 from institution_node.model_files import ModelShelf
 from institution_node.recorder import Recorder
 from institution_node.session import Session, Watcher
+from institution_node.subgroups import counts_by
 from institution_node.updates import as_array
 from security.errors import ConsiliumError
 from security.privacy.ledger import PrivacyLedger
@@ -91,7 +93,10 @@ def patients(plan: Plan, institution: str, seed: int = 0, count: int = 40) -> In
                 codes = rng.integers(len(column.categories), size=count)
                 categorical[column.name] = tuple(column.categories[k] for k in codes)
         tables[modality.name] = RawTable(ids, numeric, categorical)
-    return InstitutionData(ids, tables, labels, f"fingerprint-of-{institution}")
+    data = InstitutionData(ids, tables, labels, f"fingerprint-of-{institution}")
+    drawn = np.random.default_rng([seed, 1, *institution.encode()])
+    attributes = counts_by(plan, institution)
+    return data.with_subgroups({a.name: drawn.integers(len(groups_of(a)), size=count) for a in attributes})
 
 
 class DictMemory:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from federation.plan import MAX_BYTES, Plan, PlanError, Training, digest
 from tests.plans import example_identity, example_plan, example_private_key
 
-EXAMPLE_DIGEST = "4d080b9002e5a87cfe2334b66e5b4f99c944c52cd8fcd20a928447a841a03330"
+EXAMPLE_DIGEST = "71b4490c485e0e4fa5e5f27e2189bc35282537922f18876e321cfe98f728bd3f"
 
 
 def values_of(annotation: Any) -> st.SearchStrategy[Any]:

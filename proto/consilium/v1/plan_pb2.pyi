@@ -716,6 +716,7 @@ class Evaluation(_message.Message):
     PATIENCE_FIELD_NUMBER: _builtins.int
     SELECT_FIELD_NUMBER: _builtins.int
     FALLBACK_AFTER_FIELD_NUMBER: _builtins.int
+    SUBGROUPS_FIELD_NUMBER: _builtins.int
     bins: _builtins.int
     """Bins of the score histograms."""
     metric: _builtins.str
@@ -726,6 +727,8 @@ class Evaluation(_message.Message):
     """Exported round: "best" or "last"."""
     fallback_after: _builtins.int
     """Rounds in a row without the metric from which validation losses choose; 0: never."""
+    @_builtins.property
+    def subgroups(self) -> Global___Subgroups: ...
     def __init__(
         self,
         *,
@@ -734,14 +737,90 @@ class Evaluation(_message.Message):
         patience: _builtins.int = ...,
         select: _builtins.str = ...,
         fallback_after: _builtins.int = ...,
+        subgroups: Global___Subgroups | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["subgroups", b"subgroups"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "fallback_after", b"fallback_after", "metric", b"metric", "patience", b"patience", "select", b"select"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "fallback_after", b"fallback_after", "metric", b"metric", "patience", b"patience", "select", b"select", "subgroups", b"subgroups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class Subgroups(_message.Message):
+    """Validation patients counted by subgroup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    BINS_FIELD_NUMBER: _builtins.int
+    MIN_PATIENTS_FIELD_NUMBER: _builtins.int
+    MIN_INSTITUTIONS_FIELD_NUMBER: _builtins.int
+    every: _builtins.int
+    """Counted in rounds 1, 1 + every, 1 + 2·every, …, and in the last."""
+    bins: _builtins.int
+    """Bins of a group's score histograms; 0: none."""
+    min_patients: _builtins.int
+    """An institution's smaller group is counted in `other`, and so is everywhere what fewer institutions have."""
+    min_institutions: _builtins.int
+    @_builtins.property
+    def by(self) -> _containers.RepeatedCompositeFieldContainer[Global___Subgroup]: ...
+    def __init__(
+        self,
+        *,
+        by: _abc.Iterable[Global___Subgroup] | None = ...,
+        every: _builtins.int = ...,
+        bins: _builtins.int = ...,
+        min_patients: _builtins.int = ...,
+        min_institutions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "by", b"by", "every", b"every", "min_institutions", b"min_institutions", "min_patients", b"min_patients"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subgroups: _TypeAlias = Subgroups  # noqa: Y015
+
+@_typing.final
+class Subgroup(_message.Message):
+    """One attribute: `categories` of a column, or its numbers between `cuts`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    CUTS_FIELD_NUMBER: _builtins.int
+    INSTITUTIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    column: _builtins.str
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def cuts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def institutions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who counts by it; empty: all whose patients the federated metrics count."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        column: _builtins.str = ...,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
+        cuts: _abc.Iterable[_builtins.float] | None = ...,
+        institutions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "column", b"column", "cuts", b"cuts", "institutions", b"institutions", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Subgroup: _TypeAlias = Subgroup  # noqa: Y015
 
 @_typing.final
 class FeatureFloors(_message.Message):

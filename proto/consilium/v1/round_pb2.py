@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onsilium/v1/round.proto\x12\x0c\x63onsilium.v1\"\x9f\x01\n\nRoundStart\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x0c\x12\r\n\x05round\x18\x03 \x01(\r\x12\"\n\x05setup\x18\x04 \x01(\x0b\x32\x13.consilium.v1.Setup\x12\x30\n\ncomponents\x18\x05 \x03(\x0b\x32\x1c.consilium.v1.ComponentState\x12\x0f\n\x07\x66igures\x18\x06 \x01(\x0c\"\x93\x01\n\x05Setup\x12\x0e\n\x06schema\x18\x01 \x01(\t\x12\x33\n\x08patients\x18\x02 \x03(\x0b\x32!.consilium.v1.Setup.PatientsEntry\x12\x14\n\x0cinstitutions\x18\x03 \x03(\t\x1a/\n\rPatientsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9a\x01\n\x0e\x43omponentState\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x36\n\x05slots\x18\x03 \x03(\x0b\x32\'.consilium.v1.ComponentState.SlotsEntry\x1a,\n\nSlotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\tOpenedSum\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0c\n\x04list\x18\x02 \x01(\x0c\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.consilium.v1.OpenedPart\x12\x30\n\ncomponents\x18\x04 \x03(\x0b\x32\x1c.consilium.v1.ComponentState\"?\n\nOpenedPart\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontributors\x18\x03 \x03(\t\"\xcb\x01\n\nCheckpoint\x12\x13\n\x0bround_start\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07journal\x18\x03 \x01(\x0c\x12\x0e\n\x06opened\x18\x04 \x03(\x0c\x12\x11\n\twithdrawn\x18\x05 \x03(\t\x12\x34\n\x06\x66olded\x18\x06 \x03(\x0b\x32$.consilium.v1.Checkpoint.FoldedEntry\x1a-\n\x0b\x46oldedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onsilium/v1/round.proto\x12\x0c\x63onsilium.v1\"\x9f\x01\n\nRoundStart\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x0c\x12\r\n\x05round\x18\x03 \x01(\r\x12\"\n\x05setup\x18\x04 \x01(\x0b\x32\x13.consilium.v1.Setup\x12\x30\n\ncomponents\x18\x05 \x03(\x0b\x32\x1c.consilium.v1.ComponentState\x12\x0f\n\x07\x66igures\x18\x06 \x01(\x0c\"\x89\x02\n\x05Setup\x12\x0e\n\x06schema\x18\x01 \x01(\t\x12\x33\n\x08patients\x18\x02 \x03(\x0b\x32!.consilium.v1.Setup.PatientsEntry\x12\x14\n\x0cinstitutions\x18\x03 \x03(\t\x12/\n\x06groups\x18\x04 \x03(\x0b\x32\x1f.consilium.v1.Setup.GroupsEntry\x1a/\n\rPatientsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x43\n\x0bGroupsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.consilium.v1.Groups:\x02\x38\x01\"\x19\n\x06Groups\x12\x0f\n\x07holders\x18\x01 \x03(\r\"\x9a\x01\n\x0e\x43omponentState\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\x0f\n\x07weights\x18\x02 \x01(\t\x12\x36\n\x05slots\x18\x03 \x03(\x0b\x32\'.consilium.v1.ComponentState.SlotsEntry\x1a,\n\nSlotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\tOpenedSum\x12\x0b\n\x03sum\x18\x01 \x01(\t\x12\x0c\n\x04list\x18\x02 \x01(\x0c\x12\'\n\x05parts\x18\x03 \x03(\x0b\x32\x18.consilium.v1.OpenedPart\x12\x30\n\ncomponents\x18\x04 \x03(\x0b\x32\x1c.consilium.v1.ComponentState\"?\n\nOpenedPart\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontributors\x18\x03 \x03(\t\"\xcb\x01\n\nCheckpoint\x12\x13\n\x0bround_start\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07journal\x18\x03 \x01(\x0c\x12\x0e\n\x06opened\x18\x04 \x03(\x0c\x12\x11\n\twithdrawn\x18\x05 \x03(\t\x12\x34\n\x06\x66olded\x18\x06 \x03(\x0b\x32$.consilium.v1.Checkpoint.FoldedEntry\x1a-\n\x0b\x46oldedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SETUP_PATIENTSENTRY']._loaded_options = None
   _globals['_SETUP_PATIENTSENTRY']._serialized_options = b'8\001'
+  _globals['_SETUP_GROUPSENTRY']._loaded_options = None
+  _globals['_SETUP_GROUPSENTRY']._serialized_options = b'8\001'
   _globals['_COMPONENTSTATE_SLOTSENTRY']._loaded_options = None
   _globals['_COMPONENTSTATE_SLOTSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOINT_FOLDEDENTRY']._loaded_options = None
@@ -40,19 +42,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUNDSTART']._serialized_start=43
   _globals['_ROUNDSTART']._serialized_end=202
   _globals['_SETUP']._serialized_start=205
-  _globals['_SETUP']._serialized_end=352
-  _globals['_SETUP_PATIENTSENTRY']._serialized_start=305
-  _globals['_SETUP_PATIENTSENTRY']._serialized_end=352
-  _globals['_COMPONENTSTATE']._serialized_start=355
-  _globals['_COMPONENTSTATE']._serialized_end=509
-  _globals['_COMPONENTSTATE_SLOTSENTRY']._serialized_start=465
-  _globals['_COMPONENTSTATE_SLOTSENTRY']._serialized_end=509
-  _globals['_OPENEDSUM']._serialized_start=512
-  _globals['_OPENEDSUM']._serialized_end=641
-  _globals['_OPENEDPART']._serialized_start=643
-  _globals['_OPENEDPART']._serialized_end=706
-  _globals['_CHECKPOINT']._serialized_start=709
-  _globals['_CHECKPOINT']._serialized_end=912
-  _globals['_CHECKPOINT_FOLDEDENTRY']._serialized_start=867
-  _globals['_CHECKPOINT_FOLDEDENTRY']._serialized_end=912
+  _globals['_SETUP']._serialized_end=470
+  _globals['_SETUP_PATIENTSENTRY']._serialized_start=354
+  _globals['_SETUP_PATIENTSENTRY']._serialized_end=401
+  _globals['_SETUP_GROUPSENTRY']._serialized_start=403
+  _globals['_SETUP_GROUPSENTRY']._serialized_end=470
+  _globals['_GROUPS']._serialized_start=472
+  _globals['_GROUPS']._serialized_end=497
+  _globals['_COMPONENTSTATE']._serialized_start=500
+  _globals['_COMPONENTSTATE']._serialized_end=654
+  _globals['_COMPONENTSTATE_SLOTSENTRY']._serialized_start=610
+  _globals['_COMPONENTSTATE_SLOTSENTRY']._serialized_end=654
+  _globals['_OPENEDSUM']._serialized_start=657
+  _globals['_OPENEDSUM']._serialized_end=786
+  _globals['_OPENEDPART']._serialized_start=788
+  _globals['_OPENEDPART']._serialized_end=851
+  _globals['_CHECKPOINT']._serialized_start=854
+  _globals['_CHECKPOINT']._serialized_end=1057
+  _globals['_CHECKPOINT_FOLDEDENTRY']._serialized_start=1012
+  _globals['_CHECKPOINT_FOLDEDENTRY']._serialized_end=1057
 # @@protoc_insertion_point(module_scope)

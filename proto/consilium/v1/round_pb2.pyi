@@ -91,9 +91,31 @@ class Setup(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class GroupsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Groups: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Groups | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SCHEMA_FIELD_NUMBER: _builtins.int
     PATIENTS_FIELD_NUMBER: _builtins.int
     INSTITUTIONS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     schema: _builtins.str
     """Digest of the feature schema."""
     @_builtins.property
@@ -104,20 +126,49 @@ class Setup(_message.Message):
     def institutions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Institutions whose weight was summed; the others sit the run out."""
 
+    @_builtins.property
+    def groups(self) -> _containers.MessageMap[_builtins.str, Global___Groups]:
+        """Attribute of the plan's subgroups to its groups; what stayed shut is missing."""
+
     def __init__(
         self,
         *,
         schema: _builtins.str = ...,
         patients: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         institutions: _abc.Iterable[_builtins.str] | None = ...,
+        groups: _abc.Mapping[_builtins.str, Global___Groups] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["institutions", b"institutions", "patients", b"patients", "schema", b"schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "institutions", b"institutions", "patients", b"patients", "schema", b"schema"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Setup: _TypeAlias = Setup  # noqa: Y015
+
+@_typing.final
+class Groups(_message.Message):
+    """The groups of one attribute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Institutions that count each group by itself, in the plan's order; `other` is the last."""
+
+    def __init__(
+        self,
+        *,
+        holders: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Groups: _TypeAlias = Groups  # noqa: Y015
 
 @_typing.final
 class ComponentState(_message.Message):
