@@ -144,7 +144,10 @@ def run_start(path: PlanFile, coordinator: Address = "localhost:8443", identity:
 @run_app.command("status")
 @user_errors()
 def run_status(run: RunName = "", coordinator: Address = "localhost:8443", identity: Folder = Path("operator")) -> None:
-    """Lists all runs, and shows where one of them stands, institution by institution."""
+    """Lists all runs, and shows where one of them stands: its institutions, and subgroups where the plan counts any."""
+    from deploy.history import History
+    from deploy.log_lines import subgroup_lines
+
     with connect(coordinator, identity) as link:
         for r in link.runs():
             state = f"{r.status}{': ' + r.reason if r.reason else ''}"
@@ -154,6 +157,8 @@ def run_status(run: RunName = "", coordinator: Address = "localhost:8443", ident
             typer.echo(f"\n{status.summary.name}: phase {status.phase or '-'}, attempt {status.attempt}")
             for i in status.institutions:
                 typer.echo(f"  {i.name:20} {i.combination:24} {i.status}{'  ' + i.reason if i.reason else ''}")
+            for line in subgroup_lines(History().take(status)):
+                typer.echo(line)
 
 
 @run_app.command("watch")
@@ -190,7 +195,7 @@ def run_metrics(
             "nowhere to write to.", remedy="Name a file with --csv, a folder with --tensorboard, or both."
         )
     with connect(coordinator, identity) as link:
-        records = History().take(link.status(find_run(link, run)))
+        records = History().read(link.records(find_run(link, run)))
     if csv is not None:
         typer.echo(f"wrote {write_csv(csv, records)} rounds to {csv}")
     if tensorboard is not None:

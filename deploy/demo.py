@@ -98,7 +98,7 @@ def train(federation: Federation, root: Path, rounds: int, console: Console) -> 
                     remedy=f"Read the logs in {root / 'federation' / 'logs'}.",
                 )
             files = link.export(run)
-            records = _records(link.status(run).records)
+            records = _records(link.records(run))
         peaks = {name: sampler.peak_bytes(pid) / 2**20 for name, pid in pids.items()}
     return Trained(plan, _model(root / "model", files), records, peaks)
 

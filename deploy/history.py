@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +64,12 @@ class History:
         Raises:
             RecordError: a record is not that of a round.
         """
+        return self.read(status.records)
+
+    def read(self, texts: Iterable[str]) -> list[Record]:
+        """The same of records by themselves."""
         new = []
-        for text in status.records:
+        for text in texts:
             record = _parsed(text)
             if record["round"] not in self._records:
                 self._records[record["round"]] = record

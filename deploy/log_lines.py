@@ -9,6 +9,7 @@ from consilium.v1 import service_pb2 as pb
 
 from deploy.figures import Record, blending, losses_of_institutions, metric, subsets_of
 from deploy.status_words import ENDED, METRICS, chosen_words, clock, number, phase_words, plain
+from federation.subgroups import OTHER
 
 _PRESENT: Final = frozenset({"invited", "enrolled", "in"})
 """Between these an institution passes in every round; whatever else it is, it is away."""
@@ -60,6 +61,20 @@ def log_lines(
     if summary.status in ENDED and (before is None or before.summary.status != summary.status):
         reason = f": {plain(summary.reason)}" if summary.reason else ""
         say(f"{plain(summary.status, 20)} after round {summary.round} of {summary.rounds}{reason}")
+    return lines
+
+
+def subgroup_lines(records: Iterable[Record]) -> list[str]:
+    """The figures of the last round that counted patients by subgroup, one line a group; none: no lines."""
+    counted = [r for r in records if r.get("subgroups")]
+    if not counted:
+        return []
+    lines = [f"by subgroup, round {counted[-1]['round']}"]
+    for attribute, groups in counted[-1]["subgroups"].items():
+        for group, told in sorted(groups.items(), key=lambda each: (each[0] == OTHER, each[0])):
+            name = f"{plain(attribute, 63)}: {plain(group, 60)}"
+            figures = [f"{words} {number(told.get(metric))}" for metric, words in METRICS] if told else ["too few"]
+            lines.append(f"  {name:28} {', '.join(figures)}")
     return lines
 
 

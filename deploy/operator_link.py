@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 30.0
 START_SECONDS = 120.0  # a plan of hundreds of thousands of columns takes a while to check
+RECORDS_SECONDS = 600.0  # they come 100 a second
 MAX_MESSAGE_BYTES = 64 << 20
 
 
@@ -105,9 +106,22 @@ class OperatorLink:
             return list(self._stub.ListRuns(pb.ListRunsRequest(), timeout=CALL_SECONDS).runs)
 
     def status(self, run: bytes) -> pb.RunStatus:
-        """One run now, with the records of all its rounds."""
+        """One run now, with the records of its latest rounds."""
         with self._told():
             return self._stub.GetRun(pb.GetRunRequest(run=run), timeout=CALL_SECONDS).status
+
+    def records(self, run: bytes) -> list[str]:
+        """The records of all rounds that are committed now, in order: as many messages as that takes."""
+        latest = list(self.status(run).records)
+        found: list[str] = []
+        with self._told():
+            call = self._stub.WatchRun(pb.WatchRunRequest(run=run), timeout=RECORDS_SECONDS)
+            for response in call:
+                found += response.status.records
+                if not latest or latest[-1] in response.status.records:
+                    break
+            call.cancel()  # type: ignore[no-untyped-call] # its stubs have no types here
+        return found
 
     def watch(self, run: bytes) -> Iterator[pb.RunStatus]:
         """One run now and after every change, until it ends."""

@@ -23,6 +23,7 @@ from federation.blending import BlendingSettings
 from federation.evaluation import confusion_counts
 from federation.names import modalities_of
 from federation.settings import blending_settings
+from federation.subgroups import OTHER
 from security.errors import ConsiliumError
 
 if TYPE_CHECKING:
@@ -277,6 +278,7 @@ def render_report(given: ReportInput) -> str:
         blending_plots=svg(
             plots.blending_figures(titled, records, {i.combination for i in given.institutions}, given.blending)
         ),
+        subgroups=subgroup_table(records),
         matrices=svg(_cohort_matrices(given, titled)),
         reliability=svg(reliability),
         calibration=calibration,
@@ -289,6 +291,20 @@ def render_report(given: ReportInput) -> str:
         round_rows=plots.round_rows(records),
         test_patients=len(given.predictions),
     )
+
+
+def subgroup_table(records: Sequence[Record]) -> tuple[int, list[tuple[str, str, list[float | None]]]]:
+    """The last round that counted patients by subgroup, and attribute, group, and the metrics of each; None: too few.
+
+    `other` is the last group of its attribute.
+    """
+    counted = [r for r in training_rounds(records) if r.get("subgroups")]
+    rows: list[tuple[str, str, list[float | None]]] = []
+    for attribute, groups in (counted[-1]["subgroups"] if counted else {}).items():
+        for group in sorted(groups, key=lambda g: (g == OTHER, g)):
+            told = groups[group] or {}
+            rows.append((attribute, group, [told.get(m) for m in ("patients", *METRICS)]))
+    return (int(counted[-1]["round"]) if counted else 0), rows
 
 
 def _others(summary: Summary) -> list[tuple[str, list[str]]]:

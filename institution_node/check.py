@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from federation import plan_check
+from federation import plan_check, subgroups
 from federation.plan import Plan, digest
 from institution_node.config import NodeConfig
 from institution_node.grpc_channel import probe
@@ -185,8 +185,12 @@ def _data(config: NodeConfig, plan: Plan) -> Finding:
         return _wrong("data", error)
     counts = Counter(data.labels.tolist())
     classes = ", ".join(f"{name} {counts[k]}" for k, name in enumerate(plan.class_names))
-    tables = " + ".join(data.tables)
-    return Finding("data", True, f"{len(data)} patients with {tables} and a label (only shown here): {classes}")
+    tables, groups = " + ".join(data.tables), ""
+    for name, places in data.subgroups.items():
+        named = subgroups.groups_of(subgroups.attribute_of(plan, name))
+        sizes = ", ".join(f"{group} {int((places == k).sum())}" for k, group in enumerate(named))
+        groups += f"; by {name}: {sizes}"
+    return Finding("data", True, f"{len(data)} patients with {tables} and a label (only shown here): {classes}{groups}")
 
 
 def _wrong(subject: str, error: ConsiliumError) -> Finding:

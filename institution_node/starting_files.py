@@ -32,6 +32,8 @@ authority = "ca.pem"
 # One row per patient; .parquet, .csv or .tsv. The label's column is named by the plan.
 labels = "data/labels.csv"
 id_column = "case_id"
+# Where a plan counts subgroups (sex, age): the table with these columns. Left out: the label table.
+# subgroups = "data/clinical.csv"
 
 [data.tables]
 # modality = "file"; take out what this hospital does not have.
@@ -77,6 +79,11 @@ k_min = 3
 
 # "withhold": do not sign for a cohort that differs from a recent one by one or two institutions.
 # similar_cohorts = "withhold"
+
+# true: also plans that count this hospital's validation patients by sex, age group and the like, in secure sums; and
+# the fewest of its own patients that may be counted as such a group, at least 5.
+# allow_subgroups = true
+# subgroup_min_patients = 5
 
 # true: also plans that encrypt sums (CKKS) instead of masking them. One institution that colludes with the coordinator
 # then opens every institution's vector, and the two that decrypt could read each. Masks have neither weakness.

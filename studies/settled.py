@@ -56,6 +56,8 @@ class Settled:
         for name in ("run", "label", "modalities", "institutions", "features", "differential_privacy"):
             if getattr(plan, name) != getattr(self.plan, name):
                 raise StudyError(f"another plan's round 0 has other {name}.", remedy="Settle this plan by itself.")
+        if plan.evaluation.subgroups != self.plan.evaluation.subgroups:
+            raise StudyError("another plan's round 0 counts other subgroups.", remedy="Settle this plan by itself.")
         mine, theirs = self.plan.training, plan.training
         same = (mine.validation_fraction, mine.count_noise) == (theirs.validation_fraction, theirs.count_noise)
         if not same or dict(Cohorts(plan).patients) != dict(Cohorts(self.plan).patients):

@@ -223,6 +223,23 @@ def test_protection_says_what_was_missing() -> None:
     assert Protection.of(plan) == Protection(plan.secure_sum.k_min, plan.secure_sum.max_colluders, "masks")
 
 
+def test_subgroups_of_the_last_count_are_told_and_small_ones_are_not() -> None:
+    told = {"patients": 61, "accuracy": 0.617, "balanced_accuracy": 0.591, "auroc": 0.64, "confusion": [[1, 2], [3, 4]]}
+    made = records(12)
+    assert "By subgroup" not in render_report(report_input(records=made))
+    made[3] |= {"subgroups": {"sex": {"female": None, "male": None, "other": {**told, "patients": 7}}}}
+    made[9] |= {"subgroups": {"sex": {"female": told, "male": None, "other": None}, "<age>": {"other": told}}}
+    page = render_report(report_input(records=made))
+    assert f"Validation patients of round {made[9]['round']}, counted by secure sum" in page
+    table = page.partition("metrics by subgroup")[2].partition("</table>")[0]
+    cells = [
+        [re.sub("<[^>]+>", "", c) for c in re.findall(r"<t[dh].*?</t[dh]>", row)] for row in table.split("<tr>")[2:]
+    ]
+    assert cells[0] == ["sex", "female", "61", "0.617", "0.591", "0.640"]
+    assert cells[1] == ["sex", "male", "–", "–", "–", "–"]
+    assert [c[:2] for c in cells] == [["sex", "female"], ["sex", "male"], ["sex", "other"], ["&lt;age&gt;", "other"]]
+
+
 def test_dropouts_and_burnt_rounds_are_told() -> None:
     text = Page(render_report(report_input())).text
     assert "2 dropouts in committed rounds" in text

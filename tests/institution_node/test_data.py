@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.plan import Plan
+from federation.plan import Plan, Subgroup, Subgroups
 from institution_node.data import (
     InstitutionData,
     NoPatientError,
@@ -118,6 +118,58 @@ def test_a_missing_marker_that_the_plan_lists_is_a_value(tmp_path: Path) -> None
     table = read_table(path, modality, "id")
     assert table.ids == ("a", "c")  # b has no value in any column: the patient does not have this modality
     assert table.categorical["smoker"] == ("None", "light")
+
+
+SEX = Subgroup(name="sex", column="sex", categories=("female", "male"))
+AGE = Subgroup(name="age", column="age", cuts=(50.0, 65.0))
+PEOPLE = pd.DataFrame({"case_id": ["p2", "p1", "p9"], "sex": [" male", None, "female"], "age": ["64.9", "65", "30"]})
+
+
+def counting(plan: Plan, *by: Subgroup) -> Plan:
+    evaluation = plan.evaluation.model_copy(update={"subgroups": Subgroups(by=by)})
+    return plan.model_copy(update={"evaluation": evaluation})
+
+
+def load_by(plan: Plan, folder: Path, people: pd.DataFrame, *by: Subgroup) -> InstitutionData:
+    tables, labels = write(folder, "csv", people=people)
+    people_file = tables.pop("people")
+    return load_institution_data(counting(plan, *by), INSTITUTION, tables, labels, "case_id", people_file)
+
+
+def test_every_patient_is_in_a_group_of_the_plans(plan: Plan, tmp_path: Path) -> None:
+    data = load_by(plan, tmp_path, PEOPLE, SEX, AGE)
+    assert data.ids == ("p1", "p2", "p3")
+    assert data.subgroups["sex"].tolist() == [2, 1, 2]  # no value; male; not in the table
+    assert data.subgroups["age"].tolist() == [2, 1, 3]
+    odd = PEOPLE.assign(sex=["Male", "f", "female"])
+    assert load_by(plan, tmp_path, odd, SEX).subgroups["sex"].tolist() == [2, 2, 2]  # what the plan does not list
+
+
+def test_groups_are_in_the_fingerprint(plan: Plan, tmp_path: Path) -> None:
+    without = load(plan, tmp_path).fingerprint
+    first = load_by(plan, tmp_path, PEOPLE, SEX).fingerprint
+    other = load_by(plan, tmp_path, PEOPLE.assign(sex=["female", None, "female"]), SEX).fingerprint
+    assert len({without, first, other}) == 3
+    assert load_by(plan, tmp_path, PEOPLE.assign(sex=["male ", "unknown", "male"]), SEX).fingerprint == first
+
+
+def test_a_subgroup_without_its_column_is_told_unless_the_plan_leaves_the_institution_out(
+    plan: Plan, tmp_path: Path
+) -> None:
+    with pytest.raises(DataColumnError, match="column 'gender', by which the plan counts sex") as caught:
+        load_by(plan, tmp_path, PEOPLE, SEX.model_copy(update={"column": "gender"}), AGE)
+    assert "leave lihc-2 out" in caught.value.remedy
+    others = tuple(name for name in plan.roster if name != INSTITUTION)
+    left_out = SEX.model_copy(update={"column": "gender", "institutions": others})
+    assert set(load_by(plan, tmp_path, PEOPLE, left_out, AGE).subgroups) == {"age"}
+    with pytest.raises(DataValueError, match="'old', which is not a number") as wrong:
+        load_by(plan, tmp_path, PEOPLE.assign(age=["64", "65", "old"]), AGE)
+    assert wrong.value.place.endswith("people.csv:4")
+
+
+def test_without_a_table_of_their_own_groups_are_read_beside_the_labels(plan: Plan, tmp_path: Path) -> None:
+    labels = LABELS.assign(sex=["female", "male", "male", "female", "male"])
+    assert load(counting(plan, SEX), tmp_path, labels=labels).subgroups["sex"].tolist() == [0, 1, 1]
 
 
 BAD: dict[str, tuple[type[ConsiliumError], str, str]] = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.plan import Plan, digest
+from federation.plan import Plan, Subgroup, Subgroups, digest
 from institution_node.encoder_kinds import InstalledKind
 from institution_node.policy import NodeIdentity, Policy, PolicyRefusal, load_policy
 from institution_node.toml_files import NodeFileError
@@ -21,6 +21,14 @@ from tests.plans import example_plan
 PRIVATE = {"enabled": True, "epsilon": 4.0}
 INSTALLED = InstalledKind(KIND, "example-encoders", "0.1.0")
 OTHER_KIND = with_kind(example_plan()).modalities
+
+
+def by_sex(*institutions: str, **settings: int) -> dict[str, Any]:
+    sex = Subgroup(name="sex", column="sex", categories=("female", "male"), institutions=institutions)
+    return {"evaluation": {"subgroups": Subgroups(by=(sex,), **settings)}}
+
+
+BY_SEX = by_sex()
 
 
 def own(plan: Plan, **changed: Any) -> NodeIdentity:
@@ -81,6 +89,10 @@ def test_a_plan_that_encrypts_runs_where_the_institution_says_so() -> None:
             {"allow_encoders": ("example-encoders==0.2.0",)},
             {"encoders": (INSTALLED,)},
         ),
+        ("allow_subgroups", BY_SEX, {}, {}),
+        ("allow_subgroups", BY_SEX, {"data_is_public": True}, {}),
+        ("subgroup_min_patients", BY_SEX, {"allow_subgroups": True, "subgroup_min_patients": 6}, {}),
+        ("subgroup_min_patients", by_sex(min_patients=4), {"allow_subgroups": True}, {}),
         ("differential_privacy", {}, {"epsilon_max": 8.0}, {}),
         ("epsilon_max", {"differential_privacy": PRIVATE}, {"epsilon_max": 3.9}, {}),
         ("delta_max", {"differential_privacy": {**PRIVATE, "delta": 0.1}}, {"epsilon_max": 8.0}, {}),
@@ -97,6 +109,27 @@ def test_each_rule_refuses_alone(
     assert caught.value.rule == rule
     assert caught.value.remedy
     assert [refusal.rule for refusal in policy.refusals(received, name, own(received, **changed))] == [rule]
+
+
+def test_subgroups_are_counted_where_the_institution_says_so() -> None:
+    plan = example_plan(**BY_SEX)
+    policy, name = accepting(plan, allow_subgroups=True)
+    policy.check(plan, name, own(plan))
+    # One that refuses takes part in a plan that leaves it out of them.
+    without_us = example_plan(**by_sex(*(n for n in plan.roster if n != plan.roster[0])))
+    policy, name = accepting(without_us)
+    policy.check(without_us, name, own(without_us))
+    # Under differential privacy no floor protects, but noise.
+    private = example_plan(**by_sex(min_patients=1), differential_privacy=PRIVATE)
+    policy, name = accepting(private, allow_subgroups=True)
+    policy.check(private, name, own(private))
+
+
+def test_only_public_data_may_have_a_smaller_floor_of_subgroups() -> None:
+    with pytest.raises(ValueError, match="subgroup_min_patients below 5"):
+        Policy(subgroup_min_patients=4)
+    assert Policy(subgroup_min_patients=4, data_is_public=True).smallest_subgroup == 4
+    assert Policy().smallest_subgroup == 5
 
 
 def test_only_the_very_bytes_that_were_accepted_may_run() -> None:
