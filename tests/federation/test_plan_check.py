@@ -351,6 +351,12 @@ def ranged(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[tup
     return found
 
 
+def with_field(table: Any, path: tuple[str, ...], value: object) -> Any:
+    """A copy with another value at a path."""
+    changed = value if len(path) == 1 else with_field(getattr(table, path[0]), path[1:], value)
+    return table.model_copy(update={path[0]: changed})
+
+
 SCALARS = [each for each in ranged(Plan) if each[2] in (int, float)]
 
 
@@ -358,7 +364,7 @@ SCALARS = [each for each in ranged(Plan) if each[2] in (int, float)]
 def test_every_number_has_both_its_limits(path: tuple[str, ...], rule: Range, kind: Any) -> None:
     def found(value: float) -> bool:
         value = int(value) if kind is int else float(value)
-        plan = example_plan(**({path[0]: value} if len(path) == 1 else {path[0]: {path[1]: value}}))
+        plan = with_field(example_plan(), path, value)
         return any(problem.path == path and "out of range" in problem.message for problem in find_problems(plan))
 
     assert not found(rule.high)

@@ -14,15 +14,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.observe import RunObserver
 from coordinator.records import Recorder as RunRecorder
+from federation.plan import Subgroup, Subgroups
 from institution_node.observe import NodeObserver
 from monitoring import metrics as m
 from monitoring.exposition import MetricsServer
 from security.audit import AuditLog
-from tests.small_federation import SmallFederation, small_plan
+from tests.small_federation import EVALUATION, SmallFederation, small_plan
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 ROUNDS = 4
-PLAN = small_plan(7, rounds=ROUNDS)
+SEX = Subgroup(name="sex", column="sex", categories=("female", "male"))
+PLAN = small_plan(
+    7, rounds=ROUNDS, evaluation={**EVALUATION, "subgroups": Subgroups(by=(SEX,), min_patients=1, min_institutions=3)}
+)
 THREE = "mrna+image+clinical"
 COMBINATIONS = ("mrna", THREE, "all")
 SUBSETS = ("mrna", "image", "clinical", THREE)
@@ -98,6 +102,10 @@ def test_what_is_shown_is_what_the_round_committed(ran: Ran) -> None:
         for name, metric in (("accuracy", m.ACCURACY), ("auroc", m.AUROC), ("macro_f1", m.MACRO_F1)):
             shown = ran.coordinator[metric.name, (("combination", combination),)]
             assert shown == pytest.approx(record["metrics"][combination][name])
+    for group in ("female", "male"):
+        for name, metric in (("balanced_accuracy", m.SUBGROUP_BALANCED_ACCURACY), ("auroc", m.SUBGROUP_AUROC)):
+            shown = ran.coordinator[metric.name, (("subgroup", f"sex: {group}"),)]
+            assert shown == pytest.approx(record["subgroups"]["sex"][group][name])
     for subset, p in record["proximity"].items():
         assert ran.coordinator[m.MEAN_PROXIMITY.name, (("subset", subset),)] == pytest.approx(p)
 
