@@ -189,8 +189,8 @@ class Policy(Table):
 
     def refusals(self, plan: Plan, plan_digest: bytes, own: NodeIdentity) -> tuple[PolicyRefusal, ...]:
         """Every rule that the plan breaks, in order: what `consilium-node check` lists."""
-        not_ours = self._not_ours(plan, own)
-        return (*not_ours, *self._not_permitted(plan, plan_digest.hex(), own.institution), *self._not_allowed(plan, own))
+        permitted = self._not_permitted(plan, plan_digest.hex(), own.institution)
+        return (*self._not_ours(plan, own), *permitted, *self._not_allowed(plan, own))
 
     def _not_allowed(self, plan: Plan, own: NodeIdentity) -> Iterator[PolicyRefusal]:
         for kind in kinds_of(plan, own.institution) if own.institution in plan.roster else ():
