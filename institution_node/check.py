@@ -13,6 +13,7 @@ from typing import Final
 from federation import plan_check, subgroups
 from federation.plan import Plan, digest
 from institution_node.config import NodeConfig
+from institution_node.encoder_kinds import kinds_of, load_encoders
 from institution_node.grpc_channel import probe
 from institution_node.grpc_link import GrpcLink
 from institution_node.policy import NodeIdentity, Policy, PolicyRefusal, load_policy
@@ -100,6 +101,8 @@ def check_node(
     seen(plan)
     if policy is not None and own is not None:
         yield from _plan(plan, policy, own)
+        if own.institution in plan.roster and kinds_of(plan, own.institution):
+            yield _encoders(plan, policy, own.institution)
     yield _data(config, plan)
 
 
@@ -176,6 +179,19 @@ def _refused(refusal: PolicyRefusal, policy: Policy, run: bytes) -> Finding:
             f"accepted_plans = [{listed}]"
         )
     return Finding("plan", False, f"{refusal.message} (rule {refusal.rule})", remedy)
+
+
+def _encoders(plan: Plan, policy: Policy, institution: str) -> Finding:
+    """Of other kinds: whether what is installed and allowed is what the plan declares."""
+    kinds = kinds_of(plan, institution)
+    try:
+        encoders = load_encoders(kinds, policy.allow_encoders)
+        from institution_node.own_encoder import check_encoders  # torch
+
+        check_encoders(plan, institution, encoders)
+    except ConsiliumError as error:
+        return _wrong("encoders", error)
+    return Finding("encoders", True, f"{', '.join(kinds)}: installed, allowed, and as the plan declares")
 
 
 def _data(config: NodeConfig, plan: Plan) -> Finding:

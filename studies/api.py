@@ -27,6 +27,7 @@ from institution_node.own_encoder import check_encoders
 from institution_node.trainer import trainer_for
 from security.errors import ConfigurationError
 from security.signing import IdentityKey
+from studies.curves import curves
 from studies.frames import label_texts
 from studies.methods import DGB_PCW, plan_of
 from studies.own_plan import (
@@ -48,6 +49,7 @@ __all__ = [
     "FederationWarning",
     "Institution",
     "TrainedModel",
+    "curves",
     "load_model",
     "run_federation",
 ]

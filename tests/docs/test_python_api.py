@@ -57,6 +57,7 @@ def test_every_cell_of_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.Mon
     curve = next(each for each in shown if getattr(each, "columns", None) is not None and "cm-fl" in each.columns)
     assert curve.index.tolist() == list(range(1, 13))
     assert "model.safetensors" in shown[-1]
+    assert any("<svg" in each._repr_svg_() for each in shown if hasattr(each, "_repr_svg_"))
 
 
 def test_the_notebook_is_kept_without_outputs() -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from federation.model_archive import Model
 from federation.plan import Plan
 from federation.rounds import digest
+from institution_node.check import _encoders
 from institution_node.cli import app
 from institution_node.config import NodeConfig
 from institution_node.data import InstitutionData
@@ -80,6 +81,30 @@ def test_attack_code_that_nobody_allowed_is_not_even_imported(
         load_encoders([kind], pins)
     assert told.value.remedy
     assert "gated_attention" not in sys.modules
+
+
+def test_two_packages_of_one_kind_are_told_apart_by_policy(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other_encoders-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other_encoders\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text(f"[consilium.encoders]\n{KIND} = json:JSONDecoder\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_encoders([KIND], ["other-encoders==1.0"])[KIND].__name__ == "JSONDecoder"
+    assert load_encoders([KIND], [PIN])[KIND].__name__ == "GatedAttention"
+    with pytest.raises(EncoderError, match="both offer the encoder"):
+        load_encoders([KIND], [PIN, "other-encoders==1.0"])
+    with pytest.raises(EncoderError, match="are not listed"):
+        load_encoders([KIND], [f"other-encoders==1.0@sha256:{'0' * 64}"])
+
+
+def test_the_check_says_whether_the_encoders_will_do(site: Path) -> None:
+    name = PLAN.roster[0]
+    assert _encoders(PLAN, policy(PIN), name).good
+    found = _encoders(PLAN, policy(), name)
+    assert found.good is False
+    assert "allow_encoders" in found.remedy
 
 
 def test_attack_a_changed_file_is_seen_by_its_hash(

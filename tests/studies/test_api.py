@@ -18,7 +18,7 @@ from institution_node.errors import EncoderError, StagingError
 from institution_node.table_files import DataColumnError, DataValueError, LabelValueError, PatientIdError
 from institution_node.training import LocalTrainer
 from security.errors import ConsiliumError
-from studies.api import Encoder, FederationWarning, Institution, load_model, run_federation
+from studies.api import Encoder, FederationWarning, Institution, curves, load_model, run_federation
 from studies.batched_training import BatchedTrainers
 from studies.federation import StudyError
 from studies.frames import FrameError
@@ -33,6 +33,18 @@ def test_history_has_a_row_for_each_round() -> None:
     assert result.history[["accuracy", "auroc"]].notna().all(axis=None)
     assert set(result.losses.index.get_level_values("subset")) == {"blood", "chart", "blood+chart"}
     assert result.losses["training_loss"].notna().all()
+
+
+def test_runs_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    figure = curves({"ours": run(), "plain <averages>": run(method="cm-fl")}, "accuracy")
+    told = figure.save(tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert told.startswith("<svg")
+    assert "ours" in told
+    assert "plain &lt;averages&gt;" in told
+    for bad in ({}, {"ours": run()}):
+        with pytest.raises(ConsiliumError) as error:
+            curves(bad, "magic")
+        assert error.value.remedy
 
 
 def test_masks_keys_and_shares_change_no_bit() -> None:
