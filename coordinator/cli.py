@@ -127,11 +127,12 @@ def _server(settings: CoordinatorConfig) -> tuple[Server, CoordinatorMetrics]:
 
     from coordinator.hub import Hub
     from coordinator.server import Server
-    from monitoring.metrics import INFO, CoordinatorMetrics
+    from monitoring.metrics import FREE_DISK, INFO, CoordinatorMetrics
 
     metrics = CoordinatorMetrics(CollectorRegistry())
     metrics.set(INFO, 1, version=_version())
     hub = Hub(settings.state, settings.federation, metrics, _now, settings.database)
+    metrics.watch_disk(FREE_DISK, settings.state)
     return Server(hub, tls, str(settings.address), _now), metrics
 
 

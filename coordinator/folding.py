@@ -5,8 +5,9 @@ A job holds everything it needs and touches no state of the run, so that a servi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -79,10 +80,12 @@ class FoldResult:
         words: part to its opened words.
         components: component to the weights and the optimiser's state that follow from the sum: w(t+1) from
             `updates` that were folded before, w(0) from `weights`; else empty.
+        norms: component to the L2 norm of the mean trajectory that was added to it.
     """
 
     words: Mapping[str, str]
     components: Mapping[str, ComponentDigests]
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
@@ -94,15 +97,17 @@ def run_job(job: FoldJob, content: ContentStore) -> FoldResult:
     """
     words = dict(job.words) or _fold_all(job, content)
     components: dict[str, ComponentDigests] = {}
+    norms: dict[str, float] = {}
     if job.settings is not None and not job.only_folds:
         for opening in job.openings:
             name = opening.part.name
-            components[name] = _advance(content, name, words[name], job.weights[name], job.settings)
+            current = job.weights[name]
+            components[name], norms[name] = _advance(content, name, words[name], current, job.settings)
     if job.first is not None:
         alive = frozenset(i for opening in job.openings for i in opening.alive)
         patients = {name: read_words(content, digest) for name, digest in words.items()}
         components |= job.first.make(content, patients, alive)
-    return FoldResult(words, components)
+    return FoldResult(words, components, norms)
 
 
 def _fold_all(job: FoldJob, content: ContentStore) -> dict[str, str]:
@@ -128,8 +133,8 @@ def read_words(content: ContentStore, digest: str) -> npt.NDArray[np.uint64]:
 
 def _advance(
     content: ContentStore, name: str, words: str, current: ComponentDigests, settings: UpdateSettings
-) -> ComponentDigests:
-    """w(t+1) = ServerOpt(w(t), δ_G), a block at a time (METHOD.md, "One round", step 4)."""
+) -> tuple[ComponentDigests, float]:
+    """w(t+1) = ServerOpt(w(t), δ_G), a block at a time (METHOD.md, "One round", step 4), and the norm of δ_G."""
     encoding, optimiser = settings.encodings[name], settings.optimiser
     type_ = encoding.word_type
     opened, weights = content.open(words), content.open(current.weights)
@@ -144,6 +149,7 @@ def _advance(
     delta, mean, w = np.empty(size, type_), np.empty(size, np.float32), np.empty(size, np.float32)
     states = {slot: np.empty(size, np.float32) for slot in slots}
     writers = {"": content.writer(), **{slot: content.writer() for slot in slots}}
+    squares = 0.0
     try:
         for start in range(0, parameters, step):
             count = min(step, parameters - start)
@@ -154,6 +160,7 @@ def _advance(
             for slot, reader in slots.items():
                 reader.read_into(4 * start, states[slot][:count].data)
             mean_trajectory(delta[:sent], weight, encoding, mean[:sent])
+            squares += float(np.dot(mean[:sent], mean[:sent]))
             now = {slot: values[:count] for slot, values in states.items()}
             if thinning.whole:
                 apply(optimiser, w[:count], mean[:count], now)
@@ -163,7 +170,7 @@ def _advance(
             for slot, values in now.items():
                 writers[slot].write(values.data)
         weights_digest, *others = commit_all([writers[""], *(writers[slot] for slot in slots)])
-        return ComponentDigests(weights_digest, dict(zip(slots, others, strict=True)))
+        return ComponentDigests(weights_digest, dict(zip(slots, others, strict=True))), math.sqrt(squares)
     finally:
         for writer in writers.values():
             writer.abort()

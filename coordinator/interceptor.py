@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -28,6 +28,7 @@ from security.errors import ConsiliumError
 
 MOST_CALLS: Final = 32
 """Calls that one party may have open: a node needs three."""
+_REMEMBERED: Final = 4096  # connections
 _KINDS: Final = {"Submit": "messages", "NextDirective": "messages", "Upload": "uploads", "Download": "downloads"}
 _log = structlog.get_logger("consilium.coordinator.calls")
 
@@ -58,6 +59,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in t
     def __init__(self, callers: Callers, metrics: m.CoordinatorMetrics, recorder: Recorder) -> None:
         self._callers, self._metrics, self._recorder = callers, metrics, recorder
         self._open: Counter[str] = Counter()
+        self._known: OrderedDict[str, None] = OrderedDict()  # connections that were counted
 
     async def intercept_service(
         self,
@@ -133,7 +135,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in t
             raise TooManyCallsError(f"{identity.uri} has {MOST_CALLS} calls open.", remedy="Wait for their answers.")
         self._open[identity.uri] += 1
         call.identity = identity
+        self._count(context.peer())
         caller.set(identity)
+
+    def _count(self, peer: str) -> None:
+        if peer not in self._known:
+            self._metrics.add(m.CONNECTIONS)
+            if len(self._known) >= _REMEMBERED:
+                self._known.popitem(last=False)
+        self._known[peer] = None
+        self._known.move_to_end(peer)
 
     def _request(self, call: _Call, inner: Any, request: Any) -> Any:
         if not inner.request_streaming:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ class RunObserver(Observer):
         metrics: the coordinator's.
         recorder: events and audit.
         committed: called with the record of each round that is committed.
+        now: wall clock, Unix seconds.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class RunObserver(Observer):
         metrics: m.CoordinatorMetrics,
         recorder: Recorder,
         committed: Callable[[str], None],
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._run, self._plan, self._metrics, self._recorder = run, plan, metrics, recorder
-        self._on_committed = committed
+        self._on_committed, self._now = committed, now
         self._log = structlog.get_logger("consilium.coordinator.run").bind(run=plan.run)
         self._joined: set[str] = set()
         self._listed = False
@@ -63,12 +66,16 @@ class RunObserver(Observer):
         metrics.allow("component", made.components)
         metrics.allow("subgroup", (f"{a.name}: {g}" for a in plan.evaluation.subgroups.by for g in groups_of(a)))
         metrics.allow("sum", (*SETUP_SUMS, *TRAINING_SUMS))
+        metrics.forget(m.UPDATE_NORM)
         metrics.set(m.PLANNED_ROUNDS, plan.rounds)
+        metrics.set(m.REQUIRED, plan.secure_sum.threshold)
+        metrics.set(m.ATTEMPT_LIMIT, attempt_limit(plan))
 
     def loaded(self, status: str, enrolled: Mapping[str, str]) -> None:
         """The run as it was found."""
         self._joined = {i for i, refusal in enrolled.items() if not refusal}
         self._metrics.set(m.ENROLLED, len(self._joined))
+        self._metrics.set(m.LAST_COMMIT, self._now())
         self.status(status)
 
     def status(self, status: str) -> None:
@@ -77,6 +84,8 @@ class RunObserver(Observer):
 
     def event(self, kind: str, **fields: int | str) -> None:
         """See `Observer`."""
+        if kind == "waiting-for-room":
+            self._metrics.set(m.WAITING_FOR_ROOM, 1)
         self._log.info("run event", kind=kind, **{k: v for k, v in fields.items() if k != "kind"})
         self._recorder.event(self._run, kind, fields)
 
@@ -106,6 +115,7 @@ class RunObserver(Observer):
     def phase(self, round_: int, phase: str) -> None:
         """See `Observer`."""
         self._metrics.set(m.CURRENT_ROUND, round_)
+        self._metrics.set(m.WAITING_FOR_ROOM, 0)
         sum_name, _, short = phase.rpartition(": ")
         if short == "keys":
             self._listed = False
@@ -162,12 +172,18 @@ class RunObserver(Observer):
         self._metrics.set(m.PARTICIPANTS, len(job.uploads), sum=job.sum)
         self._log.info("sum opened", sum=job.sum, survivors=len(job.uploads), words=masked_words)
 
+    def moved(self, norms: Mapping[str, float]) -> None:
+        """See `Observer`."""
+        for component, norm in norms.items():
+            self._metrics.set(m.UPDATE_NORM, norm, component=component)
+
     def committed(self, record: str, result: RoundStatistics | None) -> None:
         """See `Observer`."""
         self._on_committed(record)
         said: dict[str, Any] = json.loads(record)
         alive = {i for s in said["sums"].values() for i in s["alive"]}
         self._metrics.add(m.ROUNDS_COMMITTED)
+        self._metrics.set(m.LAST_COMMIT, self._now())
         for institution in self._plan.roster:
             self._metrics.set(m.PARTICIPATING, float(institution in alive), institution=institution)
         self._metrics.choose(m.CHOSEN_BY, criterion=said["selection"]["by"])
@@ -206,3 +222,10 @@ class RunObserver(Observer):
                     value = None if told is None else getattr(told.scores, name)
                     if value is not None:
                         metrics.set(metric, value, subgroup=f"{attribute}: {group}")
+
+
+def attempt_limit(plan: Plan) -> float:
+    """Longest that an attempt of a training round may take by its plan's deadlines, seconds."""
+    limits = plan.deadlines
+    once = 3 * limits.keys  # keys, revealed values, shares
+    return once + len(TRAINING_SUMS) * (limits.upload + limits.signatures + limits.openings)

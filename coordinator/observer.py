@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from coordinator.folding import FoldJob
 from coordinator.results import RoundStatistics
 
@@ -44,6 +46,9 @@ class Observer:
 
     def opened(self, job: FoldJob, masked_words: int) -> None:
         """A sum was opened."""
+
+    def moved(self, norms: Mapping[str, float]) -> None:
+        """Mean trajectories were added to the global model; their L2 norms by component."""
 
     def committed(self, record: str, result: RoundStatistics | None) -> None:
         """A round was committed."""

@@ -330,6 +330,7 @@ class Run(Intake):
             self.stop("failed", f"sum {job.sum!r} of round {self.round} cannot be used ({error.code})", now)
             return
         self._save(attempt, job.sum, SUM_OPENED, now)
+        self._observer.moved(result.norms)
         if machine.phase is AggregatorPhase.DONE:
             self._commit(attempt, now)
         else:

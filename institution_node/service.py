@@ -35,7 +35,7 @@ from institution_node.session import RoundWork
 from institution_node.trainer import check_precision, trainer_for
 from monitoring.allocation import keep_freed_memory
 from monitoring.exposition import MetricsServer
-from monitoring.metrics import Metrics, NodeLocalMetrics, NodeShareableMetrics
+from monitoring.metrics import NODE_FREE_DISK, Metrics, NodeLocalMetrics, NodeShareableMetrics
 from security.audit import AuditLog
 from security.certificates import Identity, Role
 from security.errors import ConfigurationError
@@ -210,6 +210,7 @@ def serve(config: NodeConfig, *, accept_new_data: bool = False, make_work: MakeW
             (shareable, config.metrics.shareable),
             (local, config.metrics.local),
         )
+        shareable.watch_disk(NODE_FREE_DISK, config.state)
         for metrics, address in groups:
             if isinstance(address, tuple):
                 stack.enter_context(MetricsServer(metrics, address[0], address[1]))

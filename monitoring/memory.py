@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,14 @@ def rss_anon_bytes(pid: int | None = None) -> float:
         return math.nan
     found = _RSS_ANON.search(status)
     return int(found[1]) * 1024.0 if found else math.nan
+
+
+def gpu_bytes() -> float:
+    """GPU memory that PyTorch holds in this process, in bytes; 0 where it was not loaded or has used no GPU."""
+    torch = sys.modules.get("torch")  # never loaded for this: it takes seconds
+    if torch is None or not torch.cuda.is_initialized():
+        return 0.0
+    return float(sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count())))
 
 
 class PeakSampler:

@@ -13,15 +13,17 @@ A metric cannot be set through another group than its own, and label values come
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from monitoring.memory import rss_anon_bytes
+from monitoring.memory import gpu_bytes, rss_anon_bytes
 from security.errors import LocalMisuseError
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # their `_created` series would be metrics nobody declared
@@ -105,11 +107,18 @@ ATTEMPTS_BURNT = _coordinator("attempts_burnt_total", _C, "Attempts given up bef
 CURRENT_ROUND = _coordinator("current_round", _G, "Number of the round in progress")
 PLANNED_ROUNDS = _coordinator("planned_rounds", _G, "Rounds that the plan asks for")
 RUN_STATUS = _coordinator("run_status", _G, "1 for the status that the run has, 0 for the others", "status")
+LAST_COMMIT = _coordinator(
+    "last_commit_timestamp_seconds", _G, "When a round was last committed or the run taken up, as a Unix time"
+)
+ATTEMPT_LIMIT = _coordinator(
+    "attempt_limit_seconds", _G, "Longest that an attempt of a round may take, by the plan's deadlines"
+)
 CHOSEN_BY = _coordinator(
     "chosen_by", _G, "1 for what chooses the best round: metric, or loss or last while that stays shut", "criterion"
 )
 PHASE_SECONDS = _coordinator("phase_duration_seconds", _H, "How long each phase of a round took", "phase")
 ENROLLED = _coordinator("enrolled_institutions", _G, "Institutions admitted to the run")
+REQUIRED = _coordinator("required_institutions", _G, "Fewest institutions that can open a sum, by the plan")
 PARTICIPANTS = _coordinator("participants", _G, "Survivors of the last sum of this name", "sum")
 PARTICIPATING = _coordinator(
     "institution_participating", _G, "1 if the institution survived the last committed round, else 0", "institution"
@@ -122,11 +131,17 @@ SENT_BYTES = _coordinator("sent_bytes_total", _C, "Payload sent to institutions"
 UNMASKED_WORDS = _coordinator("masked_words_per_second", _G, "Speed of removing masks in the last sum, in words")
 FOLD_SECONDS = _coordinator("fold_duration_seconds", _H, "How long adding and unmasking the uploads of a sum took")
 HANDSHAKES = _coordinator("handshakes_total", _C, "Connections that began a TLS handshake, refused ones among them")
+CONNECTIONS = _coordinator(
+    "connections_admitted_total", _C, "Connections whose certificate was accepted and may call something"
+)
+WAITING_FOR_ROOM = _coordinator("waiting_for_room", _G, "1 while an attempt waits for room on the disk, else 0")
+FREE_DISK = _coordinator("free_disk_bytes", _G, "Room that is left on the disk of the state folder")
 CERTIFICATE_EXPIRY = _coordinator(
     "certificate_expiry_timestamp_seconds", _G, "When the coordinator's certificate ends, as a Unix time"
 )
 PROCESS_MEMORY = _coordinator("process_rss_anon_bytes", _G, "Anonymous memory that the process holds")
 # The coordinator: opened sums.
+UPDATE_NORM = _coordinator("update_norm", _G, "L2 norm of the last mean trajectory of a component", "component")
 LOSS = _coordinator("loss", _G, "Mean loss of the last committed round, weighted by proximity", "subset", "part")
 BLENDING_SCORE = _coordinator("blending_score", _G, "Generalisation over squared overfitting, smoothed", "subset")
 DOGR = _coordinator("dogr", _G, "Overfitting-to-generalisation ratio", "subset")
@@ -161,8 +176,10 @@ NODE_CERTIFICATE_EXPIRY = _shareable(
     "certificate_expiry_timestamp_seconds", _G, "When the node's certificate ends, as a Unix time"
 )
 NODE_PROCESS_MEMORY = _shareable("process_rss_anon_bytes", _G, "Anonymous memory that the process holds")
+NODE_FREE_DISK = _shareable("free_disk_bytes", _G, "Room that is left on the disk of the state folder")
 
 # A node, local: computed from patients.
+NODE_GPU_MEMORY = _local("gpu_memory_bytes", _G, "GPU memory that training holds; 0 without a GPU")
 NODE_LOSS = _local("loss", _G, "Mean loss of the institution's own patients", "subset", "part")
 NODE_UPDATE_NORM = _local("update_norm", _G, "L2 norm of the last update", "component")
 NODE_PROXIMITY = _local("proximity", _G, "Proximity of the local to the global trajectory", "subset")
@@ -199,6 +216,12 @@ class Metrics:
                 self._instruments[metric.name] = _instrument(metric, registry)
         for name in self._instruments.keys() & {PROCESS_MEMORY.name, NODE_PROCESS_MEMORY.name}:
             self._instruments[name].set_function(rss_anon_bytes)
+        if NODE_GPU_MEMORY.name in self._instruments:
+            self._instruments[NODE_GPU_MEMORY.name].set_function(gpu_bytes)
+
+    def watch_disk(self, metric: Metric, folder: Path) -> None:
+        """Reads a gauge off the disk of a folder whenever somebody asks."""
+        self._instrument_of(metric, Kind.GAUGE).set_function(lambda: float(shutil.disk_usage(folder).free))
 
     def allow(self, label: str, values: Iterable[str]) -> None:
         """Adds names of the plan to what a label may say: institutions, subsets, combinations, components, subgroups,
