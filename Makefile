@@ -73,6 +73,7 @@ docs: $(VENV)/.dev ## Regenerates the generated pages
 	$(BIN)/python -m federation.plan_reference > docs/plan-reference.md
 	$(BIN)/python -m monitoring.reference > docs/metrics.md
 	$(BIN)/python -m deploy.bench_docs
+	$(BIN)/python -m monitoring.dashboards
 
 clean: ## Removes what make made, but not runs/
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

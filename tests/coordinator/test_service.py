@@ -45,6 +45,10 @@ def handshakes(serving: Serving) -> float:
     return serving.metrics.registry.get_sample_value("consilium_handshakes_total") or 0.0
 
 
+def connections(serving: Serving) -> float:
+    return serving.metrics.registry.get_sample_value("consilium_connections_admitted_total") or 0.0
+
+
 # -- who calls ----------------------------------------------------------------------------------------------------
 
 
@@ -57,11 +61,24 @@ def handshakes(serving: Serving) -> float:
     ],
 )
 def test_a_certificate_that_is_none_of_ours_ends_the_handshake(serving: Serving, shown: Pass | None) -> None:
-    before = handshakes(serving)
+    before, admitted = handshakes(serving), connections(serving)
     with serving.as_institution(shown) as stub, pytest.raises(grpc.RpcError) as refused:
         invited(stub)
     assert code_of(refused.value)[0] is Code.UNAVAILABLE
     assert handshakes(serving) > before
+    assert connections(serving) == admitted
+
+
+def test_a_connection_is_counted_once_it_may_call_something_and_once_only(serving: Serving) -> None:
+    before = connections(serving)
+    with serving.as_institution(OPERATOR) as stub, pytest.raises(grpc.RpcError):
+        invited(stub)
+    assert connections(serving) == before, "no role for what it asks"
+    for calls in (1, 3):
+        with serving.as_institution(institution(NAMES[0], 0)) as stub:
+            for _ in range(calls):
+                invited(stub)
+    assert connections(serving) == before + 2
 
 
 def test_each_service_takes_one_role(serving: Serving) -> None:

@@ -129,7 +129,7 @@ def next_weights(
     encoding = model_encoding(federation.plan, contributors)
     optimiser = optimiser_settings(federation.plan)
     settings = UpdateSettings({name: encoding}, lambda _, parameters: Thinning(parameters), optimiser)
-    return _advance(federation.run.content, name, words, current, settings)
+    return _advance(federation.run.content, name, words, current, settings)[0]
 
 
 def test_an_opened_sum_that_nobody_signed_does_not_move_what_the_round_trains_on() -> None:

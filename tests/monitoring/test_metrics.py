@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -80,12 +81,20 @@ def test_the_shareable_group_is_this_allow_list() -> None:
     assert {name.removeprefix("consilium_node_") for name in shown} == {
         "info", "up", "last_contact_timestamp_seconds", "current_round", "phase", "phases_entered_total",
         "received_bytes_total", "sent_bytes_total", "refusals_total", "masked_words_per_second",
-        "certificate_expiry_timestamp_seconds", "process_rss_anon_bytes",
+        "certificate_expiry_timestamp_seconds", "process_rss_anon_bytes", "free_disk_bytes",
     }  # fmt: skip
 
 
 def test_the_reference_is_up_to_date() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == reference(), "run python -m monitoring.reference"
+
+
+def test_room_on_the_disk_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    metrics = make(m.CoordinatorMetrics)
+    metrics.watch_disk(m.FREE_DISK, tmp_path)
+    shown = metrics.registry.get_sample_value(m.FREE_DISK.name)
+    assert shown is not None
+    assert shown == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
 
 
 def test_counters_gauges_and_histograms_show_what_they_were_given() -> None:

@@ -8,6 +8,8 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,6 +34,7 @@ COMBINATIONS = ("mrna", THREE, "all")
 SUBSETS = ("mrna", "image", "clinical", THREE)
 # What a coordinator's other parts set: the server its version, certificate and bytes, the live run its speeds.
 ELSEWHERE = {
+    *(m.CONNECTIONS, m.FREE_DISK),
     *(m.INFO, m.HANDSHAKES, m.CERTIFICATE_EXPIRY, m.RECEIVED_BYTES, m.SENT_BYTES, m.UNMASKED_WORDS, m.FOLD_SECONDS),
 }
 
@@ -67,6 +70,7 @@ class Ran:
         federation.coordinator.observer = federation.run._observer = watch
         federation.enrol()
         self.middle: Page = {}
+        self.before: dict[str, npt.NDArray[np.float32]] = {}
         with (
             MetricsServer(coordinator, "127.0.0.1", 0) as one,
             MetricsServer(shareable, "127.0.0.1", 0) as two,
@@ -76,9 +80,20 @@ class Ran:
             def after() -> None:
                 if federation.run.round == 2 and not self.middle:
                     self.middle = fetch(one)
+                if federation.run.round == ROUNDS and not self.before:
+                    self.before = self.weights()
 
             assert federation.run_to_end(after=after) == "finished"
             self.coordinator, self.shareable, self.local = fetch(one), fetch(two), fetch(three)
+
+    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The global model as it stands, by component."""
+        run, found = self.federation.run, {}
+        for name, digests in run.state.components.items():
+            reader = run.content.open(digests.weights)
+            found[name] = np.empty(reader.length // 4, np.float32)
+            reader.read_into(0, found[name].data)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +138,15 @@ def test_blending_figures_are_shown_by_subset(ran: Ran) -> None:
     assert math.fsum(weights) == pytest.approx(1.0)
 
 
+def test_the_size_of_each_component_s_mean_trajectory_is_shown(ran: Ran) -> None:
+    now = ran.weights()
+    assert now.keys() == ran.before.keys()
+    for component, before in ran.before.items():  # FedAvg adds the mean trajectory as it is
+        shown = ran.coordinator[m.UPDATE_NORM.name, (("component", component),)]
+        assert shown == pytest.approx(float(np.linalg.norm(now[component] - before)), rel=1e-3)
+        assert shown > 0
+
+
 def test_the_run_is_shown_while_it_goes_on_and_at_its_end(ran: Ran) -> None:
     status = m.RUN_STATUS.name
     assert ran.middle[status, (("status", "running"),)] == 1
@@ -131,6 +155,9 @@ def test_the_run_is_shown_while_it_goes_on_and_at_its_end(ran: Ran) -> None:
     assert ran.coordinator[status, (("status", "finished"),)] == 1
     assert ran.coordinator[m.ROUNDS_COMMITTED.name, ()] == ROUNDS + 1  # round 0 agrees on the features
     assert ran.coordinator[m.PLANNED_ROUNDS.name, ()] == ROUNDS
+    assert ran.coordinator[m.REQUIRED.name, ()] == PLAN.secure_sum.threshold
+    assert ran.coordinator[m.WAITING_FOR_ROOM.name, ()] == 0
+    assert ran.coordinator[m.LAST_COMMIT.name, ()] >= ran.middle[m.LAST_COMMIT.name, ()] > 1.7e9
     for sum_name in ("updates", "statistics"):
         assert ran.coordinator[m.PARTICIPANTS.name, (("sum", sum_name),)] == 7
     for institution in PLAN.roster:
