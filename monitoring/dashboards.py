@@ -201,6 +201,20 @@ LEARNING: Final = Dashboard(
             (Query(of("consilium_update_norm"), "{{component}}"),),
         ),
         Panel(
+            "Subgroups",
+            "Balanced accuracy of validation patients by subgroup, when last counted. Empty where the plan counts none.",
+            (Query(of("consilium_subgroup_balanced_accuracy"), "{{subgroup}}"),),
+            "percentunit",
+            most=1.0,
+        ),
+        Panel(
+            "AUROC of subgroups",
+            "Of validation patients, when last counted.",
+            (Query(of("consilium_subgroup_auroc"), "{{subgroup}}"),),
+            "percentunit",
+            most=1.0,
+        ),
+        Panel(
             "Best round is chosen by",
             "metric; loss or last while the metric stays shut.",
             (Query(f"{of('consilium_chosen_by')} == 1", "{{criterion}}"),),
