@@ -202,7 +202,7 @@ LEARNING: Final = Dashboard(
         ),
         Panel(
             "Subgroups",
-            "Balanced accuracy of validation patients by subgroup, when last counted. Empty where the plan counts none.",
+            "Balanced accuracy by subgroup, validation, when last counted. Empty where the plan counts none.",
             (Query(of("consilium_subgroup_balanced_accuracy"), "{{subgroup}}"),),
             "percentunit",
             most=1.0,
