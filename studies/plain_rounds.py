@@ -27,6 +27,7 @@ from institution_node.data import InstitutionData
 from institution_node.local_run import LocalRun, features_of
 from institution_node.memory import ProcessMemory
 from institution_node.trainer import TrainerFactory, trainer_for
+from security.privacy.ledger import PrivacyLedger
 from security.secure_sum.masks import word_type
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.recover import PartOpening
@@ -38,11 +39,12 @@ class PlainRun:
     """One run, everybody present in every round.
 
     Args:
-        plan: a checked plan without differential privacy.
+        plan: a checked plan.
         data: institution to its patients, for the plan's whole roster.
         randomness: institution to its node's generator.
         settled: round 0 of these patients, so that the run begins with round 1; None: it begins with round 0.
         make_trainer: what trains.
+        ledgers: institution to its privacy ledger, under differential privacy.
 
     Attributes:
         state: of the run, after the last round.
@@ -59,6 +61,7 @@ class PlainRun:
         randomness: RandomnessOf,
         settled: Settled | None = None,
         make_trainer: TrainerFactory = trainer_for,
+        ledgers: Mapping[str, PrivacyLedger] | None = None,
     ) -> None:
         self.plan = plan
         self.state, self.round = RunState(), 0
@@ -82,6 +85,7 @@ class PlainRun:
                 library,
                 self._memory[name],
                 randomness(name),
+                ledger=None if ledgers is None else ledgers[name],
                 make_trainer=make_trainer,
                 read_features=read,
             )

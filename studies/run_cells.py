@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from federation.model_archive import Model
 from federation.names import component_kind, component_subset
 from federation.plan import Plan
 from federation.rounds import ComponentDigests
+from security.privacy.ledger import PrivacyLedger
 from studies.baselines import alone_at, cohort_only, constant, pooled
 from studies.cells import Cell, CellResult
 from studies.federation import StudyError
@@ -103,7 +106,7 @@ def _batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         changes = json.loads(cell.changes)
-        shared = {name: changes.get(name) for name in ("model", "training", "modalities")}
+        shared = {name: changes.get(name) for name in ("model", "training", "modalities", "differential_privacy")}
         alike = [cell.recipe, cell.task, cell.rounds, cell.scored, shared, "" if cell.federated else cell.method]
         groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
     place = {cell: k for k, cell in enumerate(cells)}
@@ -151,9 +154,29 @@ def run_batch(cells: Sequence[Cell], source: Source) -> list[CellResult]:
         if cells[0].scored != "test":
             raise StudyError("baselines have no validation patients.", remedy="Score them on the test set.")
         return [_baseline(cell, source) for cell in cells]
+    if "differential_privacy" in json.loads(cells[0].changes):
+        return [_private(cell, source) for cell in cells]
     runs = [_Federated(cell, source) for cell in cells]
     run_together([r.run for r in runs], lambda k, record: runs[k].take(record))
     return [r.result() for r in runs]
+
+
+def _private(cell: Cell, source: Source) -> CellResult:
+    """A cell under differential privacy, by itself: its round 0 is noised and charged, and so is each step."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+        made = _split(source, cell.recipe, cell.task, cell.seed, cell.fold)
+        privacy = cell.plan(made).differential_privacy
+        ledgers = {
+            s.name: PrivacyLedger(Path(folder) / s.name, limit_epsilon=privacy.epsilon, delta=privacy.delta)
+            for s in made.shards
+        }
+        for ledger in ledgers.values():
+            held.callback(ledger.close)
+        federated = _Federated(cell, source, ledgers)
+        federated.run.step()
+        while not federated.run.ended:
+            federated.take(federated.run.step())
+        return federated.result()
 
 
 @lru_cache(maxsize=2 * TOGETHER)
@@ -180,22 +203,38 @@ def _scored(cell: Cell, source: Source, made: Federation, plan: Plan, run: Plain
 class _Federated:
     """A federated cell under way."""
 
-    def __init__(self, cell: Cell, source: Source) -> None:
+    def __init__(self, cell: Cell, source: Source, ledgers: Mapping[str, PrivacyLedger] | None = None) -> None:
         split = (source, cell.recipe, cell.task, cell.seed, cell.fold)
         made = _split(*split)
         self._plan = cell.plan(made)
-        # Round 0 is that of the split's plain plan wherever this plan settles it alike.
-        plain = Cell(cell.recipe, cell.task, "dgb+pcw", cell.seed, cell.fold, 1).plan(made)
+        if ledgers is None:
+            start = self._start(split, made)
+            self.run = PlainRun(self._plan, start.data, start.randomness, start)
+        else:
+            data = {shard.name: institution_data(shard, self._plan) for shard in made.shards}
+            randomness = partial(institution_randomness, cell.seed)
+            self.run = PlainRun(self._plan, data, randomness, ledgers=ledgers)
+        self._test = _scored(cell, source, made, self._plan, self.run)
+        self._curve: list[Mapping[str, float | None]] = []
+        self._losses: list[Mapping[str, Mapping[str, float | None]]] = []
+
+    def _start(self, split: tuple[Source, str, str, int, int], made: Federation) -> Settled:
+        """Round 0 is that of the split's plain plan wherever this plan settles it alike."""
+        _, recipe, task, seed, fold = split
+        plain = Cell(recipe, task, "dgb+pcw", seed, fold, 1).plan(made)
         start = _settled(*split, plain.to_bytes())
         try:
             start.check(self._plan)
         except StudyError:
             start = _settled(*split, self._plan.to_bytes())
-        self.run = PlainRun(self._plan, start.data, start.randomness, start)
-        self._schema = FeatureSchema.from_bytes(start.schema)
-        self._test = _scored(cell, source, made, self._plan, self.run)
-        self._curve: list[Mapping[str, float | None]] = []
-        self._losses: list[Mapping[str, Mapping[str, float | None]]] = []
+        return start
+
+    @cached_property
+    def _schema(self) -> FeatureSchema:
+        """Once round 0 is over."""
+        setup = self.run.state.setup
+        assert setup is not None
+        return FeatureSchema.from_bytes(bytes(self.run.content.open(setup.schema).view()))
 
     def take(self, record: Mapping[str, Any]) -> None:
         """A committed round."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from federation.plan_check import find_problems
+from security.errors import ConsiliumError
 from studies.catalogue import STUDIES
 from studies.cells import Cell, CellResult, changes_of
 from studies.comparison import run_method
@@ -53,11 +54,31 @@ def test_methods_of_one_split_differ_and_are_scored_on_the_same_patients() -> No
     assert len({r.probabilities for r in found}) == 4
 
 
-def test_a_result_is_bit_for_bit_the_same_whoever_trains_in_its_batch() -> None:
-    others = [replace(CELL, seed=2), replace(CELL, method="cm-fl"), replace(CELL, seed=3, method="hgb")]
-    (by_itself,) = run_batch([CELL], SOURCE)
-    assert run_batch([*others, CELL], SOURCE)[-1] == by_itself
-    assert by_itself.uploaded > 0
+def test_a_federated_result_tells_what_was_sent() -> None:
+    (result,) = run_batch([CELL], SOURCE)
+    made = federation("nine", None, STAGE_I_II, 1, 0, SMALL)
+    assert 0 < result.uploaded < 2 * len(made.shards) * 4 * 20_000
+    assert result.uploaded % 4 == 0
+
+
+PRIVATE = {"enabled": True, "epsilon": 50.0, "noise_multiplier": 2.0, "feature_noise": 0.5, "statistics_noise": 8.0}
+
+
+def test_a_private_cell_is_noised_from_round_0_on_and_repeats_itself() -> None:
+    training = {"local_steps": 2, "class_weights": "none"}
+    private = replace(CELL, changes=changes_of(training=training, differential_privacy=PRIVATE))
+    plain = replace(CELL, changes=changes_of(training=training))
+    one, again = (run_batch([private], Source(None, ROOMY))[0] for _ in range(2))
+    (other,) = run_batch([plain], Source(None, ROOMY))
+    assert one == again
+    assert one.probabilities != other.probabilities
+    assert len(one.curve) == 2  # rounds of training; round 0 has none
+
+
+def test_a_private_cell_stops_at_its_epsilon() -> None:
+    short = replace(CELL, changes=changes_of(differential_privacy={**PRIVATE, "epsilon": 0.5}))
+    with pytest.raises(ConsiliumError, match="epsilon"):
+        run_batch([short], Source(None, ROOMY))
 
 
 def test_what_the_store_has_is_not_run_again(tmp_path: Path) -> None:
