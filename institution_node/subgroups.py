@@ -15,6 +15,7 @@ import numpy.typing as npt
 from federation import subgroups
 from federation.plan import Column, Modality, Plan, Subgroup
 from federation.rounds import Cohorts, Setup
+from federation.tables import RawTable
 from institution_node.table_files import DataColumnError, read_table
 from security.secure_sum.errors import TranscriptError
 
@@ -50,6 +51,17 @@ def read_subgroups(plan: Plan, institution: str, path: Path, id_column: str, ids
         for a in attributes
     )
     table = read_table(path, Modality(name="subgroups", columns=columns), id_column)
+    return groups_in(table, attributes, ids, institution, str(path))
+
+
+def groups_in(
+    table: RawTable, attributes: Sequence[Subgroup], ids: Sequence[str], institution: str, place: str
+) -> dict[str, Int64]:
+    """Attribute to int64[n], the group of each of n patients; a patient whom the table lacks is in `other`.
+
+    Raises:
+        DataColumnError: a column is not there; `place` says where.
+    """
     row = {patient: k for k, patient in enumerate(table.ids)}
     found: dict[str, Int64] = {}
     for a in attributes:
@@ -58,7 +70,7 @@ def read_subgroups(plan: Plan, institution: str, path: Path, id_column: str, ids
                 f"the table has no column {a.column!r}, by which the plan counts {a.name}.",
                 remedy="Add it, name another table with [data] subgroups in node.toml, or ask the operator to leave "
                 f"{institution} out of the institutions of that subgroup.",
-                place=str(path),
+                place=place,
             )
         places = (
             subgroups.place_texts(a, table.categorical[a.column])

@@ -29,6 +29,7 @@ from institution_node.library import LinkLibrary
 from institution_node.local_run import LocalRun
 from institution_node.memory import RunMemory
 from institution_node.session import Session, Watcher
+from institution_node.subgroups import counts_by, groups_in
 from institution_node.trainer import TrainerFactory, trainer_for
 from security.errors import ConsiliumError
 from security.privacy.randomness import SeededRandomness
@@ -79,7 +80,9 @@ def institution_data(shard: Shard, plan: Plan) -> InstitutionData:
     ids = tuple(shard.stages)
     labels = np.array([class_index(plan.label, stage) for stage in shard.stages.values()], dtype=np.int64)
     tables = {m: _as_stored(shard.tables[m]) for m in plan.modality_order if m in shard.tables}
-    return InstitutionData(ids, tables, labels, "in-memory")
+    people, attributes = shard.people or RawTable((), {}, {}), counts_by(plan, shard.name)
+    groups = groups_in(people, attributes, ids, shard.name, f"the people of {shard.name}")
+    return InstitutionData(ids, tables, labels, "in-memory").with_subgroups(groups)
 
 
 def with_keys(plan: Plan) -> tuple[Plan, dict[str, IdentityKey]]:

@@ -55,12 +55,14 @@ class Shard:
         cohort: `BRCA`.
         tables: its modalities, in order, to tables of exactly its patients, in order of identifier.
         stages: patient to stage, 1 to 4.
+        people: columns that a plan may count subgroups by; None: there are none.
     """
 
     name: str
     cohort: str
     tables: Mapping[str, RawTable]
     stages: Mapping[str, int]
+    people: RawTable | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def test_the_figures_of_the_run_are_written_to_files(trained: Trained) -> None:
         assert committed
         assert float(row["metrics/all/accuracy"]) == pytest.approx(float(committed.group(1)), abs=6e-4)
         assert float(row["seconds/uploads"]) > 0
+        assert (row["subgroups/sex/female/accuracy"] != "") == (row["round"] in "13")
     assert len(list((trained.folder / "board").glob("events.out.tfevents.*"))) == 1
 
 
@@ -148,6 +149,19 @@ def test_the_same_seeds_give_the_same_model_in_memory(trained: Trained) -> None:
     assert digests == {c: component_digest(v) for c, v in in_memory.components.items()}
     assert over_grpc.schema.digest == in_memory.schema.digest
     assert over_grpc.temperatures == in_memory.temperatures
+    # The patients by sex, counted by secure sum, are the same in both too, and on every page that shows them.
+    counted = [record for record in simulated.records if "subgroups" in record]
+    assert [record["round"] for record in counted] == [1, 3]
+    rows = {row["round"]: row for row in csv.DictReader((trained.folder / "metrics.csv").read_text().splitlines())}
+    card, status = (trained.model / "MODEL_CARD.md").read_text(), trained.said["status"].stdout
+    for record in counted:
+        for group in ("female", "male"):
+            told = record["subgroups"]["sex"][group]
+            assert float(rows[str(record["round"])][f"subgroups/sex/{group}/accuracy"]) == told["accuracy"]
+            if record["round"] == 3:
+                assert re.search(rf"sex: {group} +accuracy {told['accuracy']:.3f}", status), status
+            if record["round"] == (1 if over_grpc.round < 3 else 3):
+                assert f"| sex: {group} | {told['patients']} | {told['accuracy']:.3f} |" in card
 
 
 # -- what it hides --------------------------------------------------------------------------------------------------

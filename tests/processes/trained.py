@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 from deploy.local_federation import LocalInstitution, free_port
-from federation.plan import Plan, digest
+from federation.plan import Plan, Subgroup, Subgroups, digest
 from federation.tables import RawTable
 from studies.demo_plan import demo_plan
 from studies.synthetic import Shape, synthetic
@@ -37,7 +37,13 @@ def toy_federation() -> Federation:
         for name, cohort in synthetic(7, SHAPE).items()
     }
     made = federate(cohorts, "synthetic", 7, KINDS)
-    return replace(made, shards=tuple(_planted(s) if s.name == WITH_CANARIES else s for s in made.shards))
+    shards = (_planted(s) if s.name == WITH_CANARIES else s for s in made.shards)
+    return replace(made, shards=tuple(_with_people(s) for s in shards))
+
+
+def _with_people(shard: Shard) -> Shard:
+    sexes = tuple(("female", "male", None)[k % 5 % 3] for k in range(len(shard.stages)))
+    return replace(shard, people=RawTable(tuple(shard.stages), {}, {"sex": sexes}))
 
 
 def _planted(shard: Shard) -> Shard:
@@ -52,6 +58,15 @@ def _planted(shard: Shard) -> Shard:
         ids = tuple(PATIENT if p == last else p for p in table.ids)
         tables[modality] = RawTable(ids, numeric, table.categorical)
     return Shard(shard.name, shard.cohort, tables, stages)
+
+
+def _counting(plan: Plan) -> Plan:
+    """The plan, with patients counted by sex in rounds 1 and 3."""
+    sex = Subgroup(name="sex", column="sex", categories=("female", "male"))
+    evaluation = plan.evaluation.model_copy(
+        update={"subgroups": Subgroups(by=(sex,), every=2, min_patients=1, min_institutions=3)}
+    )
+    return plan.model_copy(update={"evaluation": evaluation})
 
 
 def toml_of(plan: Plan) -> str:
@@ -136,7 +151,7 @@ def make(root: Path) -> Trained:
     local.enrol("operator", ["operator"])
     local.enrol("institution", made.names)
     keys = {name: local.public_key(name) for name in made.names}
-    made.plan = demo_plan(made.data, keys, seed=3, rounds=3, run_name="toy")
+    made.plan = _counting(demo_plan(made.data, keys, seed=3, rounds=3, run_name="toy"))
     made.long_plan = demo_plan(made.data, keys, seed=3, rounds=100_000, run_name="toy-for-ever")
     made.plan_file.write_text(toml_of(made.plan), encoding="utf-8")
     (root / "long.toml").write_text(toml_of(made.long_plan), encoding="utf-8")
@@ -146,8 +161,16 @@ def make(root: Path) -> Trained:
         if name == WITH_CANARIES:  # a column that nobody asks for
             header, *rows = labels.read_text().splitlines()
             labels.write_text("\n".join([f"{header},note", *(f"{row},{NOTE}" for row in rows)]) + "\n")
+        people = next(s for s in made.data.shards if s.name == name).people
+        assert people is not None
+        header, *rows = labels.read_text().splitlines()
+        sexes = dict(zip(people.ids, people.categorical["sex"], strict=True))
+        counted = [f"{row},{sexes[row.split(',')[0]] or ''}" for row in rows]
+        labels.write_text("\n".join([f"{header},sex", *counted]) + "\n")
         tables = {m: folder / f"{m}.parquet" for m in next(s for s in made.data.shards if s.name == name).modalities}
         local.configure_node(LocalInstitution(name, tables, labels), [])
+        policy = local.folder(name) / "policy.toml"
+        policy.write_text(f"{policy.read_text()}allow_subgroups = true\n")
         _listen(made, name, "node.toml", "shareable")
     local.configure_coordinator()
     _listen(made, "coordinator", "coordinator.toml", "address")
