@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from federation.model_archive import Model
+from federation.model_archive import Model, pack_files
 from federation.plan import Plan
 from federation.rounds import digest
 from institution_node.check import _encoders
@@ -21,7 +22,7 @@ from institution_node.data import InstitutionData
 from institution_node.encoder_kinds import InstalledKind, files_digest, installed_kinds, load_encoders
 from institution_node.errors import EncoderError
 from institution_node.final_model import keep_final_model
-from institution_node.model_folder import read_model
+from institution_node.model_folder import read_model, write_model
 from institution_node.node import Assignment, Node
 from institution_node.observe import NodeObserver
 from institution_node.policy import NodeIdentity, Policy, PolicyRefusal
@@ -234,6 +235,16 @@ def test_nodes_train_a_kind_that_the_coordinator_never_saw(site: Path, tmp_path:
         predict(model, tables)
     assert predict(model, {"mrna": tables["mrna"]}).staged
     assert predict(model, tables, load_encoders([KIND], [PIN])).staged
+    write_model(tmp_path / "model", pack_files(model))
+    image = tables["image"]
+    frame = pd.DataFrame(dict(image.numeric), index=pd.Index(image.ids, name="case_id"))
+    frame.to_csv(tmp_path / "image.csv")
+    (tmp_path / "policy.toml").write_text(f'allow_encoders = ["{PIN}"]\n')
+    command = ["predict", "--model", str(tmp_path / "model"), "--table", f"image={tmp_path / 'image.csv'}"]
+    assert "--policy" in str(CliRunner().invoke(app, command).output)
+    staged = CliRunner().invoke(app, [*command, "--policy", str(tmp_path / "policy.toml")])
+    assert staged.exit_code == 0
+    assert "classifier/image" in staged.output
 
 
 def test_the_nodes_precision_is_what_its_trainer_multiplies_in(site: Path, tmp_path: Path) -> None:
