@@ -14,17 +14,17 @@ FROZEN: Final = Path(__file__).with_name("frozen.toml")
 _HEAD: Final = "# Written by `python -m studies.tune --write`: not by hand, and not after the test set was looked at.\n"
 
 
-def frozen_changes(method: str, path: Path = FROZEN) -> Mapping[str, Any]:
-    """Changes of the demo's plan that were chosen for a method.
+def frozen_changes(group: str, path: Path = FROZEN) -> Mapping[str, Any]:
+    """Changes of the demo's plan that were chosen for a group of candidates, `cm-fl` or `dgb+pcw`.
 
     Raises:
         StudyError: nothing was chosen for it.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))[method]["changes"]
+        found = tomllib.loads(path.read_text(encoding="utf-8"))[group]["changes"]
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(
-            f"no configuration of {method} is frozen.", remedy="Run python -m studies.tune --write.", place=str(path)
+            f"no configuration of {group} is frozen.", remedy="Run python -m studies.tune --write.", place=str(path)
         ) from error
     return dict(found)
 

@@ -32,10 +32,9 @@ from studies.outcomes import DRAWS, Row, rows_of
 from studies.recipes import fingerprint
 from studies.results_page import page, table
 from studies.run_cells import Source, run_cells
-from studies.store import ResultStore
+from studies.store import STORE, ResultStore
 from studies.tcga import FOLDS
 
-STORE: Final = Path("runs/studies")
 PAGE: Final = Path("docs/results.md")
 ROWS: Final = Path("docs/results.json")
 FIGURES: Final = Path("docs/figures")

@@ -15,6 +15,9 @@ from typing import Any, Final
 
 from security.errors import ConsiliumError
 
+STORE: Final = Path("runs/studies")
+"""Where commands keep results, below the current folder."""
+
 REVISION: Final = 1
 """Of the arithmetic behind the results: raised when the same cell gives other figures."""
 

@@ -1,7 +1,7 @@
 """`python -m studies.tune`: chooses a configuration by validation patients alone, and writes it to studies/frozen.toml.
 
 What is searched stands in studies/tuning.toml: candidates, each a method with changes of the demo's plan, and step
-sizes. Every candidate is run with every step size on a few splits; the best of each method are run again on more, and
+sizes. Every candidate is run with every step size on a few splits; the best of each group are run again on more, and
 the best of these are frozen. Splits are of seeds from 101 on, so that none of them is a reported one, and scores are of
 the institutions' validation patients of BRCA, LUSC and LUAD who have every modality: no test patient is ever looked at.
 All runs are kept, so that a search that is cut short, or gets another candidate, goes on where it stopped.
@@ -27,9 +27,8 @@ from studies.cohorts import find_data
 from studies.federation import StudyError
 from studies.frozen import FROZEN, to_toml
 from studies.recipes import fingerprint
-from studies.run import STORE
 from studies.run_cells import Source, run_cells
-from studies.store import ResultStore
+from studies.store import STORE, ResultStore
 from studies.tcga import FOLDS
 
 SEARCH: Final = Path(__file__).with_name("tuning.toml")
@@ -49,12 +48,14 @@ class Candidate:
         method: that it is a configuration of (`studies.methods`).
         changes: of the demo's plan, but for the step size.
         steps: η to try.
+        group: among whose members the best is chosen; usually the method.
     """
 
     name: str
     method: str
     changes: Mapping[str, Any]
     steps: tuple[float, ...]
+    group: str
 
     def with_step(self, step: float) -> dict[str, Any]:
         """The changes with this step size."""
@@ -70,7 +71,7 @@ class Search:
         recipe, task, rounds: of every run.
         first_seed: of the splits, at least `SMALLEST_SEED`.
         screened, final: seeds that every candidate, and every finalist, is scored on.
-        finalists: of each method.
+        finalists: of each group.
         candidates: in the order of their table.
     """
 
@@ -103,7 +104,13 @@ def read_search(path: Path) -> Search:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
         steps = tuple(map(float, given["steps"]))
         candidates = tuple(
-            Candidate(c["name"], c["method"], c.get("changes", {}), tuple(map(float, c.get("steps", steps))))
+            Candidate(
+                c["name"],
+                c["method"],
+                c.get("changes", {}),
+                tuple(map(float, c.get("steps", steps))),
+                c.get("group", c["method"]),
+            )
             for c in given["candidates"]
         )
         fields = {name: given[name] for name in Search.__dataclass_fields__ if name != "candidates"}
@@ -139,8 +146,13 @@ class Score:
     figures: tuple[Figures, ...]
 
     @property
+    def value(self) -> float:
+        """What is chosen by: the mean of both figures, since a method should win in both."""
+        return (self.auroc + self.balanced_accuracy) / 2
+
+    @property
     def auroc(self) -> float:
-        """Mean over splits: what is chosen by."""
+        """Mean over splits."""
         return statistics.fmean(a for a, _ in self.figures)
 
     @property
@@ -153,7 +165,7 @@ Run = Callable[[Sequence[Cell]], Mapping[Cell, CellResult]]
 
 
 def screen(search: Search, seeds: int, tried: Sequence[tuple[Candidate, float]], run: Run) -> list[Score]:
-    """Scores of all that are tried and complete, method by method, best first.
+    """Scores of all that are tried and complete, group by group, best first.
 
     Args:
         search: whose splits are used.
@@ -169,19 +181,21 @@ def screen(search: Search, seeds: int, tried: Sequence[tuple[Candidate, float]],
         for (candidate, step), own in zip(tried, cells, strict=True)
         if all(cell in found for cell in own)
     ]
-    return sorted(scores, key=lambda s: (s.candidate.method, -s.auroc))
+    return sorted(scores, key=lambda s: (s.candidate.group, -s.value))
 
 
 def finalists(scores: Sequence[Score], count: int) -> list[tuple[Candidate, float]]:
-    """The best of each method, candidates with their step sizes."""
-    methods = dict.fromkeys(s.candidate.method for s in scores)
+    """The best of each group, candidates with their step sizes."""
+    groups = dict.fromkeys(s.candidate.group for s in scores)
     return [
-        (s.candidate, s.step) for method in methods for s in [s for s in scores if s.candidate.method == method][:count]
+        (s.candidate, s.step)
+        for group in groups
+        for s in [s for s in scores if s.candidate.group == group][:count]
     ]
 
 
 def frozen_of(search: Search, scores: Sequence[Score], data: str) -> dict[str, Any]:
-    """What is written: the best of each method, and by what it was chosen."""
+    """What is written: the best of each group, and by what it was chosen."""
     last = search.first_seed + search.final - 1
     found: dict[str, Any] = {
         "chosen": {
@@ -191,12 +205,13 @@ def frozen_of(search: Search, scores: Sequence[Score], data: str) -> dict[str, A
             "rounds": search.rounds,
             "seeds": [search.first_seed, last],
             "folds": FOLDS,
-            "by": "mean AUROC of the exported round, on validation patients with every modality",
+            "by": "mean of AUROC and balanced accuracy of the exported round, validation patients with every modality",
         }
     }
     for candidate, step in finalists(scores, 1):
         best = next(s for s in scores if (s.candidate, s.step) == (candidate, step))
-        found[candidate.method] = {
+        found[candidate.group] = {
+            "method": candidate.method,
             "candidate": candidate.name,
             "auroc": round(best.auroc, 4),
             "balanced_accuracy": round(best.balanced_accuracy, 4),
@@ -207,16 +222,16 @@ def frozen_of(search: Search, scores: Sequence[Score], data: str) -> dict[str, A
 
 def _table(title: str, scores: Sequence[Score]) -> Table:
     made = Table(title=title)
-    for name in ("method", "candidate", "η", "AUROC", "balanced accuracy", "AUROC - best CM-FL's", "splits"):
+    for name in ("group", "candidate", "η", "AUROC", "balanced", "AUROC - CM-FL", "splits"):
         made.add_column(name, no_wrap=True)
-    base = next((s for s in scores if s.candidate.method == "cm-fl"), None)
+    base = next((s for s in scores if s.candidate.group == "cm-fl"), None)
     for s in scores:
         paired = ""
         if base is not None and s is not base:
             differences = [a[0] - b[0] for a, b in zip(s.figures, base.figures, strict=True)]
             error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
             paired = f"{statistics.fmean(differences):+.3f} ± {error:.3f}"
-        row = (s.candidate.method, s.candidate.name, f"{s.step:g}", f"{s.auroc:.3f}", f"{s.balanced_accuracy:.3f}")
+        row = (s.candidate.group, s.candidate.name, f"{s.step:g}", f"{s.auroc:.3f}", f"{s.balanced_accuracy:.3f}")
         made.add_row(*row, paired, str(len(s.figures)))
     return made
 
@@ -235,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = None if chosen.synthetic else find_data()
     source, data, store = Source(root), fingerprint(root), ResultStore(chosen.store)
     console = Console()
-    console.width = max(console.width, 130)
+    console.width = max(console.width, 150)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("runs", total=None)

@@ -20,8 +20,8 @@ from studies.tasks import STAGE_I_II
 from studies.tune import Candidate, Search, figures_of, finalists, frozen_of, read_search, screen
 from tests.studies.test_run_cells import CELL, SMALL, SOURCE
 
-PLAIN = Candidate("plain", "cm-fl", {}, (0.001, 0.01))
-OURS = Candidate("long", "dgb+pcw", {"blending": {"horizon": 0}, "training": {"batch_size": 8}}, (0.001,))
+PLAIN = Candidate("plain", "cm-fl", {}, (0.001, 0.01), "cm-fl")
+OURS = Candidate("long", "dgb+pcw", {"blending": {"horizon": 0}, "training": {"batch_size": 8}}, (0.001,), "dgb+pcw")
 SEARCH = Search("nine", STAGE_I_II.name, 2, 101, 1, 2, 1, (PLAIN, OURS))
 TOML = """
 recipe = "nine"
@@ -109,7 +109,7 @@ def test_every_run_is_on_validation_patients_of_later_seeds() -> None:
     assert {c.changes for c in asked if c.method == "dgb+pcw"} == {changes_of(**changes)}
 
 
-def test_the_best_of_each_method_is_frozen(tmp_path: Path) -> None:
+def test_the_best_of_each_group_is_frozen(tmp_path: Path) -> None:
     aurocs = {0.001: 0.6, 0.01: 0.7}
 
     def run(cells: Sequence[Cell]) -> Mapping[Cell, CellResult]:
