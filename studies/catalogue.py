@@ -15,6 +15,7 @@ from federation.plan_presets import PRESETS
 from studies.cells import Cell, changes_of
 from studies.demo_plan import TRAINING
 from studies.federation import StudyError
+from studies.frozen import frozen_changes
 from studies.methods import ALONE
 from studies.recipes import institutions
 from studies.tasks import DIGITS, EARLY_LATE, STAGE_I_II, THREE_STAGES, TOPICS, Task
@@ -195,6 +196,22 @@ SITES: Final = tuple(
     for method, name in ((CM_FL, "CM-FL"), ("dgb", "DGB"), ("dgb+pcw", "DGB + PCW"), ("pooled", "pooled"))
 )
 
+
+def _frozen(group: str) -> Mapping[str, Any]:
+    """What was chosen for a group; the demo's own step is left out, so that the run is that of other studies."""
+    changes = dict(frozen_changes(group))
+    own = {k: v for k, v in changes.pop("training").items() if TRAINING.get(k) != v}
+    return {**changes, "training": own} if own else changes
+
+
+def _confirming(recipe: str) -> tuple[Variant, ...]:
+    return (
+        Variant("CM-FL", CM_FL, recipe, _frozen(CM_FL)),
+        Variant("CM-FL, heads teach", CM_FL, recipe, _frozen("cm-fl, heads teach")),
+        Variant("DGB + PCW, frozen", "dgb+pcw", recipe, _frozen("dgb+pcw")),
+    )
+
+
 STUDIES: Final[Mapping[str, Study]] = {
     study.name: study
     for study in (
@@ -298,6 +315,19 @@ STUDIES: Final[Mapping[str, Study]] = {
             _over("articles", "", ("pooled",)),
             "CM-FL",
             data="wikipedia",
+        ),
+        *(
+            Study(name, f"Does what validation patients chose (studies.tune) hold {where}?", task, variants, "CM-FL")
+            for name, where, task, variants in (
+                (
+                    "frozen",
+                    "on the test sets of the nine",
+                    STAGE_I_II,
+                    (*_confirming("nine"), Variant("all modalities everywhere", CM_FL, "upper bound")),
+                ),
+                ("frozen-kidney", "on other cancers, early against late", EARLY_LATE, _confirming("kidney")),
+                ("frozen-sites", "at hospitals as they are", STAGE_I_II, _confirming("18 sites")),
+            )
         ),
     )
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from studies.cells import Cell, CellResult, changes_of
 from studies.cohorts import find_data
 from studies.federation import StudyError
 from studies.frozen import FROZEN, to_toml
+from studies.machine import restart_alike
 from studies.recipes import fingerprint
 from studies.run_cells import Source, run_cells
 from studies.store import STORE, ResultStore
@@ -188,9 +190,7 @@ def finalists(scores: Sequence[Score], count: int) -> list[tuple[Candidate, floa
     """The best of each group, candidates with their step sizes."""
     groups = dict.fromkeys(s.candidate.group for s in scores)
     return [
-        (s.candidate, s.step)
-        for group in groups
-        for s in [s for s in scores if s.candidate.group == group][:count]
+        (s.candidate, s.step) for group in groups for s in [s for s in scores if s.candidate.group == group][:count]
     ]
 
 
@@ -271,4 +271,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    restart_alike("studies.tune", sys.argv[1:])
     main()
