@@ -36,6 +36,7 @@ text { font:12px system-ui,-apple-system,"Segoe UI","Liberation Sans",Arial,sans
 
 _ROW: Final = 22
 _LETTER: Final = 6.6
+_GAP: Final = 44
 
 
 def standalone(svg: str) -> str:
@@ -56,11 +57,11 @@ def forest(study: Study, rows: Sequence[Row]) -> str:
     tall = 58 + _ROW * len(names) + 42
     one = rows[0]
     splits = f"{one.seeds} seeds × {one.folds} folds, {one.data} patients"
-    frame = Frame(f"{study.name}: {splits}", study.question, width=int(left + 2 * (wide + 24)), height=int(tall))
+    frame = Frame(f"{study.name}: {splits}", study.question, width=int(left + 2 * (wide + _GAP)), height=int(tall))
     parts = [words_at(left - 8, 58 + _ROW * (k + 0.68), name, "", "end") for k, name in enumerate(names)]
     for panel, (metric, title) in enumerate(PANELS):
         own = {r.method: r for r in rows if r.metric == metric}
-        start = left + panel * (wide + 24)
+        start = left + panel * (wide + _GAP)
         area = Area(start, 54.0, start + wide, 58.0 + _ROW * len(names))
         scale = Linear.around([v for r in own.values() for v in (r.low, r.high)], least_span=0.04, wanted=5)
         parts.append(words_at((area.left + area.right) / 2, 46, title, "label", "middle"))
@@ -108,11 +109,12 @@ def by_round(study: Study, results: Mapping[Cell, CellResult], metric: str, data
             continue
         whole = np.array([[*c, *[c[-1]] * (study.rounds - len(c))] for c in curves], np.float64)
         points = [(k + 1, float(v)) for k, v in enumerate(whole.mean(axis=0))]
-        lines.append(Line(variant.name, points, len(lines)))
+        lines.append(Line(f"{variant.name}   ", points, len(lines)))  # wider letters than the legend counts on
     if not lines:
         return None
-    title = f"{study.name}: {metric.replace('_', ' ')} by round, {data} test patients, mean of {len(splits)} splits"
-    frame = Frame(title, study.question, "round", metric.replace("_", " "), 720, 340)
+    name = metric.replace("_", " ").replace("auroc", "AUROC")
+    title = f"{study.name}: {name} by round, {data} test patients, mean of {len(splits)} splits"
+    frame = Frame(title, study.question, "round", name, 720, 340)
     return standalone(line_chart(frame, lines, least_span=0.02))
 
 

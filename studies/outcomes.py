@@ -20,6 +20,8 @@ DRAWN: Final = ("accuracy", "balanced_accuracy", "auroc")
 """Figures that patients are drawn anew for, too."""
 BEST: Final = "best round"
 """Prefix of the largest figure of all rounds on the test patients: what papers report, and nobody should choose by."""
+LAST: Final = "last round"
+"""Prefix of the figure of the run's last round, which nobody chose."""
 UPLOADED: Final = "MB up a round"
 """Model words of all institutions together, in 10⁶ bytes."""
 DRAWS: Final = 400
@@ -165,6 +167,7 @@ def _of_split(result: CellResult) -> dict[str, float]:
         best = [value for value in known if value is not None]
         if best and len(best) == len(known):
             figures[f"{BEST} {metric}"] = max(best)
+            figures[f"{LAST} {metric}"] = best[-1]
     return figures
 
 

@@ -9,9 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from studies.catalogue import STUDIES, Study
-from studies.outcomes import BEST, METRICS, UPLOADED, Row
+from studies.outcomes import BEST, LAST, METRICS, UPLOADED, Row
+from studies.significance import smallest_seen_by
 
 SHOWN: Final = METRICS[:3]
+OURS: Final = "DGB + PCW"
 HEAD: Final = """# Results
 
 Made by `make studies`; every row is in [results.json](results.json) and made again by `python -m studies.run STUDY`.
@@ -19,7 +21,7 @@ Made by `make studies`; every row is in [results.json](results.json) and made ag
 How to read it:
 
 - **Figures** are of the exported round, which validation patients choose, on test patients who were at no institution.
-  Who lacks none of the modalities that the patient's cohort has is scored.
+  Scored is who lacks none of the modalities that the patient's cohort has.
 - **Brackets** are 95% intervals over splits with the corrected resampled variance (Nadeau and Bengio 2003), which knows
   that splits share patients. Ten splits of the same patients are worth little more than four: the intervals are wide,
   and honestly so.
@@ -27,7 +29,7 @@ How to read it:
   zero; p is two-sided, and not corrected for how many comparisons stand here; "patients" is the interval of the same
   difference when patients are drawn anew (bootstrap) on these splits.
 - **best round** is the largest figure of all rounds on the test patients, as papers report it; it is chosen on the test
-  set and is no estimate of anything.
+  set and is no estimate of anything. **last round** is that of the run's last round, which nobody chose.
 - *calibration error* is the expected calibration error, *log loss* the mean negative log-likelihood in nats; smaller is
   better for both.
 """
@@ -114,6 +116,7 @@ def _tables(study: Study, rows: Mapping[tuple[str, str], Row]) -> list[str]:
     main = [m for m in (*METRICS, UPLOADED) if m in metrics]
     lines = _table(methods, main, [_words(m) for m in main], rows, _mean)
     lines += _table(methods, list(SHOWN), [f"{_words(m)}, minus {study.against}" for m in SHOWN], rows, _whole)
+    lines += _power(study, rows)
     if study.beside:
         heads = [f"{_words(m)}, minus {study.beside}" for m in SHOWN]
         lines += _table(methods, list(SHOWN), heads, rows, _beside)
@@ -122,8 +125,23 @@ def _tables(study: Study, rows: Mapping[tuple[str, str], Row]) -> list[str]:
         for metric in METRICS[1:3]:
             each = [f"{metric} ({c})" for c in cohorts]
             lines += _table(methods, each, [f"{_words(metric)}, {c}" for c in cohorts], rows, _mean_and_paired)
-    best = [f"{BEST} {m}" for m in SHOWN if f"{BEST} {m}" in metrics]
-    return lines + _table(methods, best, [_words(m) for m in best], rows, _mean_and_paired)
+    rounds = [f"{which} {m}" for which in (LAST, BEST) for m in SHOWN[1:] if f"{which} {m}" in metrics]
+    return lines + _table(methods, rounds, [_words(m) for m in rounds], rows, _mean_and_paired)
+
+
+def _power(study: Study, rows: Mapping[tuple[str, str], Row]) -> list[str]:
+    """How small a difference such a study would have found, of the plan's own method."""
+    found = []
+    for metric in SHOWN:
+        row = rows.get((OURS, metric))
+        if row is None or row.paired_mean is None or row.paired_high is None or row.seeds * row.folds < 2:
+            continue
+        seen = smallest_seen_by(row.paired_high - row.paired_mean, row.seeds * row.folds)
+        found.append(f"{_words(metric)} {seen:.3f}")
+    if not found:
+        return []
+    told = f"smallest true difference that four of five such studies would find ({OURS} against {study.against})"
+    return [f"Power: the {told} is {', '.join(found)}.", ""]
 
 
 def _table(

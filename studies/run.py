@@ -27,6 +27,7 @@ from studies.cells import Cell, CellResult
 from studies.cohorts import find_data
 from studies.figures import by_round, forest, losses_by_round
 from studies.machine import restart_alike
+from studies.methods import CM_FL, DGB_PCW
 from studies.order import informative
 from studies.outcomes import DRAWS, Row, rows_of
 from studies.recipes import fingerprint
@@ -41,6 +42,8 @@ FIGURES: Final = Path("docs/figures")
 FINDINGS: Final = Path(__file__).with_name("findings.toml")
 CURVES: Final = ("figure3", "late", "three")
 """Studies whose figures by round are drawn."""
+LOSSES: Final = "figure3"
+"""The one whose losses by subset are drawn."""
 SEEDS: Final = 10
 WIDTH: Final = 190
 
@@ -116,10 +119,11 @@ def _draw(each: Study, rows: Sequence[Row], found: Mapping[Cell, CellResult], da
     made: dict[str, str | None] = {each.name: forest(each, rows)}
     if each.name in CURVES:
         made |= {f"{each.name}-{m}": by_round(each, found, m, data) for m in ("balanced_accuracy", "auroc")}
-        for variant in each.variants[:4]:
-            made[f"{each.name}-losses-{variant.method}"] = losses_by_round(each, variant.name, found, data)
+        for variant in each.variants if each.name == LOSSES else ():
+            if variant.method in (CM_FL, DGB_PCW) and variant.recipe == "nine":
+                made[f"{each.name}-losses-{variant.method}"] = losses_by_round(each, variant.name, found, data)
     FIGURES.mkdir(exist_ok=True)
-    written = {name.replace("_", "-"): svg for name, svg in made.items() if svg is not None}
+    written = {name.replace("_", "-").replace("+", "-"): svg for name, svg in made.items() if svg is not None}
     for name, svg in written.items():
         (FIGURES / f"{name}.svg").write_text(svg)
     return [f"{FIGURES.name}/{name}.svg" for name in written]

@@ -103,6 +103,18 @@ def smallest_seen(spread: float, splits: int, test_share: float, power: float = 
     return needed * spread * math.sqrt(1.0 / splits + test_share / (1.0 - test_share))
 
 
+def smallest_seen_by(half: float, splits: int, power: float = 0.8) -> float:
+    """`smallest_seen` of a study whose paired interval is this wide.
+
+    Args:
+        half: half the width of its `corrected_interval`, at least 0.
+        splits: of the study, at least 2.
+        power: the chance, above 0, below 1.
+    """
+    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, splits - 1))
+    return half * (1.0 + float(stats.norm.ppf(power)) / quantile)
+
+
 # -- bootstrap over patients --------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,9 @@ def test_each_row_is_what_the_loop_gives(changes: dict[str, Any], held: frozense
 
 def test_a_row_is_bit_for_bit_the_same_in_any_company() -> None:
     wide = dict.fromkeys(WIDTHS, 300)
-    changes = {"training": {"batch_size": 10, "local_steps": 12}}  # last batches of 7 patients, and of others' 8 and 4
+    changes: dict[str, Any] = {
+        "training": {"batch_size": 10, "local_steps": 12}
+    }  # last batches of 7 patients, and of others' 8 and 4
     (alone,) = BatchedTrainers().train([training("brca-1", 0, widths=wide, **changes)])
     company = [training("brca-1", seed, widths=wide, **changes) for seed in (0, 1, 7)]
     together = BatchedTrainers().train(company)[0]

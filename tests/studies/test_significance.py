@@ -17,6 +17,7 @@ from studies.significance import (
     bootstrap_differences,
     corrected_interval,
     smallest_seen,
+    smallest_seen_by,
     splits_to_see,
     weighted,
 )
@@ -55,6 +56,13 @@ def test_where_shared_patients_are_all_of_the_spread_more_splits_find_nothing() 
     enough = splits_to_see(0.05, 0.03, 0.2)
     assert enough is not None
     assert smallest_seen(0.03, enough + 3, 0.2) <= 0.05 * 1.05
+
+
+def test_the_smallest_difference_follows_from_an_interval_too() -> None:
+    values = [0.01, 0.03, -0.02, 0.05, 0.02]
+    interval = corrected_interval(values, 0.2)
+    by_spread = smallest_seen(float(np.std(values, ddof=1)), 5, 0.2)
+    assert smallest_seen_by(interval.high - interval.mean, 5) == pytest.approx(by_spread)
 
 
 def predictions(seed: int, patients: int = 40, classes: int = 2, shift: float = 0.5) -> Predictions:
