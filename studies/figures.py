@@ -80,12 +80,13 @@ def forest(study: Study, rows: Sequence[Row]) -> str:
 
 
 def _whisker(row: Row, scale: Linear, area: Area, y: float, study: Study) -> list[str]:
-    sure = row.paired_low is not None and row.paired_high is not None and not row.paired_low <= 0 <= row.paired_high
+    low, high = row.paired_low, row.paired_high
+    sure = low is not None and high is not None and low < high and not low <= 0 <= high
     style = 7 if row.method == study.against else 1 if sure else 0
-    low, mid, high = (area.x(scale.place(v)) for v in (row.low, row.mean, row.high))
+    start, mid, end = (area.x(scale.place(v)) for v in (row.low, row.mean, row.high))
     told = f"{row.method}: {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
     return [
-        f'<line class="whisker c{style}" x1="{low:.1f}" y1="{y:.1f}" x2="{high:.1f}" y2="{y:.1f}"/>',
+        f'<line class="whisker c{style}" x1="{start:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{y:.1f}"/>',
         f'<circle class="dot c{style}" cx="{mid:.1f}" cy="{y:.1f}" r="4"><title>{escape(told)}</title></circle>',
     ]
 

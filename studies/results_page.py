@@ -61,7 +61,7 @@ def _paired(row: Row | None) -> str:
 def _difference(mean: float | None, low: float | None, high: float | None) -> str:
     if mean is None or low is None or high is None:
         return "–"
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]{' *' if low > 0 or high < 0 else ''}"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]{' *' if low < high and not low <= 0 <= high else ''}"
 
 
 def _whole(row: Row | None) -> str:
@@ -102,7 +102,10 @@ def page(
             continue
         one = own[0]
         task = f"{study.task.name}, {study.rounds} rounds" if study.rounds else study.task.name
-        lines += [f"{one.seeds} seeds, {one.folds} fold{'s'[: one.folds > 1]} each, {one.data} patients; {task}.", ""]
+        seeds = f"{one.seeds} seed{'s'[: one.seeds > 1]}, {one.folds} fold{'s'[: one.folds > 1]} each"
+        lines += [f"{seeds}, {one.data} patients; {task}; `python -m studies.run {name}`.", ""]
+        if one.seeds * one.folds == 1:
+            lines += ["One split tells nothing of the spread: its brackets are no intervals.", ""]
         if name in said:
             lines += [said[name].strip(), ""]
         lines += [line for path in drawn.get(name, ()) for line in (f"![{name}]({path})", "")]
