@@ -68,8 +68,8 @@ def groups_in(
         if a.column not in table.numeric and a.column not in table.categorical:
             raise DataColumnError(
                 f"the table has no column {a.column!r}, by which the plan counts {a.name}.",
-                remedy="Add it, name another table with [data] subgroups in node.toml, or ask the operator to leave "
-                f"{institution} out of the institutions of that subgroup.",
+                remedy="Add it, name another table ([data] subgroups in node.toml, `people` in memory), or leave "
+                f"{institution} out of the institutions of that subgroup in the plan.",
                 place=place,
             )
         places = (

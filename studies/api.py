@@ -39,6 +39,7 @@ from studies.own_plan import (
     plan_from,
     read_tables,
     with_encoders,
+    with_groups,
 )
 from studies.simulate import Record, SimulatedRun, simulate_data, simulate_plainly
 from studies.trained_model import TrainedModel, load_model
@@ -103,6 +104,20 @@ class FederationResult:
         }
         index = pd.MultiIndex.from_tuples(list(rows), names=["round", "subset"]) if rows else None
         return pd.DataFrame(list(rows.values()), index=index, columns=[*LOSSES, "proximity"], dtype="float64")
+
+    @cached_property
+    def subgroups(self) -> pd.DataFrame:
+        """Rows (round, attribute, group) of the rounds that count validation patients by subgroup
+        (`evaluation.subgroups`): the figures of `history`, but for the calibration; NaN where a group is too small."""
+        names = [metric for metric in METRICS if metric != "calibration_error"]
+        rows = {
+            (r["round"], attribute, group): {name: (told or {}).get(name) for name in names}
+            for r in self.records[1:]
+            for attribute, groups in r.get("subgroups", {}).items()
+            for group, told in groups.items()
+        }
+        index = pd.MultiIndex.from_tuples(list(rows), names=["round", "attribute", "group"]) if rows else None
+        return pd.DataFrame(list(rows.values()), index=index, columns=names, dtype="float64").sort_index()
 
     def predict(self, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         """`model.predict`."""
@@ -190,7 +205,9 @@ def run_federation(
             place="differential_privacy.enabled",
         )
     patients = {
-        each.name: aligned_patients(each.name, plan, tables[each.name], labels[each.name], plan_label)
+        each.name: with_groups(
+            aligned_patients(each.name, plan, tables[each.name], labels[each.name], plan_label), plan, each
+        )
         for each in entries
     }
 

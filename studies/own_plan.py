@@ -18,10 +18,11 @@ from federation.tables import RawTable
 from institution_node.data import InstitutionData, align
 from institution_node.encoder_kinds import EncoderFactory
 from institution_node.own_encoder import declare
+from institution_node.subgroups import counts_by, groups_in
 from institution_node.table_files import LabelValueError
 from security.errors import ConfigurationError
 from security.signing import IdentityKey, public_key_text
-from studies.frames import FrameError, agreed_kinds, place_of, raw_table, shared_columns
+from studies.frames import FrameError, Kind, agreed_kinds, place_of, raw_table, shared_columns
 from studies.methods import changed
 
 
@@ -34,11 +35,13 @@ class Institution:
         tables: modality to a DataFrame indexed by patient; columns of numbers are numeric, texts, categories and truth
             values categorical. A patient takes part with all of the institution's modalities and a label.
         labels: Series indexed by patient (or a mapping of patients); a gap is a patient who takes no part.
+        people: the columns that `evaluation.subgroups` counts by, indexed by patient; needed only there.
     """
 
     name: str
     tables: Mapping[str, pd.DataFrame]
     labels: pd.Series | Mapping[str, Any]
+    people: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -187,3 +190,11 @@ def aligned_patients(
             )
     ordered = {m: tables[m] for m in plan.modality_order if m in tables}
     return align(ordered, {patient: meaning[text] for patient, text in labels.items()}, plan.class_names, place)
+
+
+def with_groups(data: InstitutionData, plan: Plan, institution: Institution) -> InstitutionData:
+    """The patients with the groups that the plan counts them by; raises as `raw_table` and `groups_in` do."""
+    attributes, place = counts_by(plan, institution.name), place_of(institution.name, "people")
+    kinds: dict[str, Kind] = {a.column: "categorical" if a.categories else "numeric" for a in attributes}
+    table = RawTable((), {}, {}) if institution.people is None else raw_table(institution.people, kinds, place)
+    return data.with_subgroups(groups_in(table, attributes, data.ids, institution.name, place))

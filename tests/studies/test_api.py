@@ -57,6 +57,26 @@ def test_masks_keys_and_shares_change_no_bit() -> None:
     assert "cohort" in masked.records[1]
 
 
+def test_patients_are_counted_by_sex_and_age_where_the_plan_says_so() -> None:
+    by = [{"name": "sex", "column": "sex", "categories": ["f", "m"]}, {"name": "age", "column": "age", "cuts": [60]}]
+    options = {"evaluation": {"bins": 10, "subgroups": {"by": by, "every": 1, "min_patients": 1}}}
+    rng = np.random.default_rng(4)
+    known = []
+    for each in institutions():
+        ids = next(iter(each.tables.values())).index
+        sex, age = rng.choice(["f", "m"], len(ids)), rng.integers(40, 80, len(ids))
+        known.append(replace(each, people=pd.DataFrame({"sex": sex, "age": age}, index=ids)))
+    found = run_federation(known, rounds=2, options=options, data="synthetic").subgroups
+    assert found.index.get_level_values("round").unique().tolist() == [1, 2]
+    for attribute in ("sex", "age"):
+        assert found.loc[(2, attribute), "patients"].sum() == 60.0
+        assert found.loc[(2, attribute), "accuracy"].dropna().between(0, 1).all()
+    assert run().subgroups.empty
+    with pytest.raises(DataColumnError, match="column 'sex', by which the plan counts sex") as nobody:
+        run_federation(institutions(), rounds=2, options=options, data="synthetic")
+    assert "people" in nobody.value.remedy
+
+
 def test_the_method_is_a_choice() -> None:
     assert run(method="cm-fl").plan.blending.kind == "off"
     assert run(method="cm-fl").history["auroc"].tolist() != run().history["auroc"].tolist()

@@ -306,3 +306,13 @@ def test_under_differential_privacy_they_are_noised_and_charged(tmp_path: Path) 
         assert np.abs(sent - exact).max() > 0.01
         charged = [c.round for c in federation.ledgers[name].charges if c.purpose == "subgroups/sex"]
         assert charged == [1, 2]
+
+
+# -- encrypted sums --------------------------------------------------------------------------------------------------
+
+
+def test_encrypted_they_are_the_same_to_the_patient(ran: SmallFederation) -> None:
+    encrypted = {"ckks": ("weights", "statistics"), "coordinator_colludes": False, "ckks_max_bytes": 20_000_000}
+    other = finished(plan_with(SEX, AGE, secure_sum=encrypted))
+    for masked, here in zip(ran.run.records(), other.run.records(), strict=True):
+        assert json.loads(here).get("subgroups") == json.loads(masked).get("subgroups")
