@@ -71,7 +71,7 @@ def serve(
         asyncio.run(serve_until_told(server, ready))
         return
     shown = settings.metrics
-    with MetricsServer(metrics, shown.address.host, shown.address.port, shown.chain()):
+    with MetricsServer(metrics, shown.address.host, shown.address.port, shown.access):
         asyncio.run(serve_until_told(server, ready))
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from federation.names import NAME_PATTERN
 from federation.settings_files import Address, Logging, RelativePath, Table, address_of, table_from
+from monitoring.exposition import Access
 from security.errors import ConfigurationError
 from security.tls import TlsFiles
 
@@ -38,15 +39,25 @@ class Tls(Table):
 
 
 class Metrics(Table):
-    """Where `/metrics` listens; left out: nowhere. With both files it speaks HTTPS."""
+    """Where `/metrics` listens; left out: nowhere.
+
+    Attributes:
+        certificate, key: for HTTPS; without both it speaks HTTP.
+        clients: PEM file of the authority whose clients may fetch; None: they need no certificate.
+        token: file with the bearer token that they must show; None: none.
+    """
 
     address: HostPort
     certificate: RelativePath | None = None
     key: RelativePath | None = None
+    clients: RelativePath | None = None
+    token: RelativePath | None = None
 
-    def chain(self) -> tuple[Path, Path] | None:
-        """Certificate and key, where HTTPS is wanted."""
-        return (self.certificate, self.key) if self.certificate and self.key else None
+    @property
+    def access(self) -> Access:
+        """Who may fetch."""
+        chain = (self.certificate, self.key) if self.certificate and self.key else None
+        return Access(chain, self.clients, self.token)
 
 
 class CoordinatorConfig(Table):

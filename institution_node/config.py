@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from federation import names
 from federation.settings_files import Address, Logging, RelativePath, Table, address_of
 from institution_node.toml_files import load_toml
+from monitoring.exposition import Access
 from security.errors import ConfigurationError
 
 _ADDRESSES: Final = '"127.0.0.1:9464" or "[::1]:9464"'
@@ -104,10 +105,23 @@ class Metrics(Table):
     Attributes:
         local: everything; only loopback or a private range.
         shareable: the allow-list that may leave the hospital.
+        certificate, key: for HTTPS, of both; without both they speak HTTP.
+        clients: PEM file of the authority whose clients may fetch; None: they need no certificate.
+        token: file with the bearer token that they must show; None: none.
     """
 
     local: Address | None = None
     shareable: Address | None = None
+    certificate: RelativePath | None = None
+    key: RelativePath | None = None
+    clients: RelativePath | None = None
+    token: RelativePath | None = None
+
+    @property
+    def access(self) -> Access:
+        """Who may fetch."""
+        chain = (self.certificate, self.key) if self.certificate and self.key else None
+        return Access(chain, self.clients, self.token)
 
     @field_validator("local", "shareable", mode="before")
     @classmethod

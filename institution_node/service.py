@@ -213,7 +213,7 @@ def serve(config: NodeConfig, *, accept_new_data: bool = False, make_work: MakeW
         shareable.watch_disk(NODE_FREE_DISK, config.state)
         for metrics, address in groups:
             if isinstance(address, tuple):
-                stack.enter_context(MetricsServer(metrics, address[0], address[1]))
+                stack.enter_context(MetricsServer(metrics, address[0], address[1], config.metrics.access))
         node = Node(
             link,
             own,

@@ -55,6 +55,10 @@ threads = 0            # 0: as many as there are cores
 # For Prometheus. Local figures are computed from patients: loopback or the hospital's own network only.
 # local = "127.0.0.1:9464"
 # shareable = "127.0.0.1:9465"
+# certificate = "metrics.pem"      # with its key: HTTPS
+# key = "metrics-key.pem"
+# clients = "metrics-clients.pem"  # whose authority's clients may fetch
+# token = "metrics-token"          # file with the bearer token that they must show
 
 [logging]
 level = "info"

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring import metrics as m
-from monitoring.exposition import MetricsAddressError, MetricsServer, check_address
+from monitoring.exposition import Access, MetricsAddressError, MetricsServer, check_address
 from monitoring.memory import PeakSampler, rss_anon_bytes
 from monitoring.reference import reference
 from security.errors import LocalMisuseError
@@ -209,12 +209,12 @@ def test_https_with_tls_1_3(tmp_path: Path) -> None:
     old = ssl.create_default_context()
     authority.configure_trust(old)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with MetricsServer(make(m.CoordinatorMetrics), "127.0.0.1", 0, (chain, key)) as server:
+    with MetricsServer(make(m.CoordinatorMetrics), "127.0.0.1", 0, Access((chain, key))) as server:
         assert "consilium_current_round" in fetch(f"https://127.0.0.1:{server.port}/metrics", context)
         with pytest.raises(OSError, match=r"(?i)ssl|protocol|version|reset"):
             fetch(f"https://127.0.0.1:{server.port}/metrics", old)
     with pytest.raises(MetricsAddressError):
-        MetricsServer(make(m.CoordinatorMetrics), "127.0.0.1", 0, (tmp_path / "none.pem", key))
+        MetricsServer(make(m.CoordinatorMetrics), "127.0.0.1", 0, Access((tmp_path / "none.pem", key)))
 
 
 @pytest.mark.parametrize(
