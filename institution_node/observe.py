@@ -77,8 +77,6 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
         """See NodeWatcher."""
         if name == self._phase:
             return
-        if self._phase == "training":
-            self._local.observe(m.NODE_TRAINING_SECONDS, self._clock() - self._since)
         self._phase, self._since = name, self._clock()
         self._shareable.choose(m.NODE_PHASE, phase=name)
         self._shareable.add(m.NODE_PHASES_ENTERED, phase=name)
@@ -171,8 +169,9 @@ class NodeObserver(NodeWatcher, LinkWatcher, Recorder):
 
     # -- the work: local figures --------------------------------------------------------------------------------
 
-    def trained(self, round_: int, seconds: float, mean_loss: float, factors: Mapping[str, float]) -> None:
+    def trained(self, round_: int, mean_loss: float, factors: Mapping[str, float]) -> None:
         """See Recorder."""
+        self._local.observe(m.NODE_TRAINING_SECONDS, self._clock() - self._since)
         for component, factor in factors.items():
             kind, _, subset = component.partition("/")
             if kind == "classifier":

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 class Recorder:
     """Hears local figures, for the hospital's own metrics; keeps nothing. Nothing of it is ever sent."""
 
-    def trained(self, round_: int, seconds: float, mean_loss: float, factors: Mapping[str, float]) -> None:
+    def trained(self, round_: int, mean_loss: float, factors: Mapping[str, float]) -> None:
         """K local steps were taken."""
 
     def updated(self, component: str, norm: float, clipped: int) -> None:

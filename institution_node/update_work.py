@@ -168,7 +168,7 @@ class UpdateWork:
             WeightsError: it is of other components or sizes.
         """
         weights = training.weights
-        self._context.recorder.trained(self._number, 0.0, trajectory.mean_loss, training.step_factors)
+        self._context.recorder.trained(self._number, trajectory.mean_loss, training.step_factors)
         self.updates = {n: delta for n, delta in trajectory.checked(weights).items() if n not in training.held}
         self._private = {
             name: weights[name] + as_array(delta)

@@ -161,10 +161,10 @@ class Ears(Watcher, Recorder):
         self.told.refused.append(error)
         self._pass_on("refused", error)
 
-    def trained(self, round_: int, seconds: float, mean_loss: float, factors: Mapping[str, float]) -> None:
+    def trained(self, round_: int, mean_loss: float, factors: Mapping[str, float]) -> None:
         self.told.factors.append(dict(factors))
         self.told.losses.append(mean_loss)
-        self._pass_on("trained", round_, seconds, mean_loss, factors)
+        self._pass_on("trained", round_, mean_loss, factors)
 
     def updated(self, component: str, norm: float, clipped: int) -> None:
         self._pass_on("updated", component, norm, clipped)

@@ -83,7 +83,7 @@ def everything(observer: NodeObserver) -> None:
     for name in layout(PLAN, {m.name: 1 for m in PLAN.modalities}).owned("brca-1"):
         observer.updated(name, CANARY, 2)
         observer.weighed(name, CANARY)
-        observer.trained(3, 1.0, CANARY, {name: CANARY})
+        observer.trained(3, CANARY, {name: CANARY})
     observer.evaluated("mrna+image", CANARY, CANARY)
     observer.evaluated("mrna", CANARY, None)
     observer.near("mrna", CANARY)

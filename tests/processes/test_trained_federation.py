@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from federation.plan import Plan
 from institution_node.model_folder import read_model
 from studies.simulate import simulate
 from tests.processes.local import until
-from tests.processes.trained import GENE_VALUE, NOTE, PATIENT, SEED, STAYS, WITH_CANARIES, Trained
+from tests.processes.trained import GENE_VALUE, NOTE, PATIENT, SEED, STAYS, TOKEN, WITH_CANARIES, Trained
 
 pytestmark = pytest.mark.processes
 
@@ -169,9 +168,8 @@ def test_the_same_seeds_give_the_same_model_in_memory(trained: Trained) -> None:
 
 def test_no_log_and_no_shareable_metric_shows_a_canary(trained: Trained) -> None:
     shown = {f"log of {file.stem}": file.read_bytes() for file in (trained.local.root / "logs").glob("*.log")}
-    for party, port in trained.shareable.items():
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
-            shown[f"/metrics of {party}"] = answer.read()
+    for party in trained.shareable:
+        shown[f"/metrics of {party}"] = trained.metrics_page(party)
     state = trained.local.folder("coordinator") / "state"
     for file in sorted(f for f in state.rglob("*") if f.is_file()):
         shown[f"coordinator's {file.relative_to(state)}"] = file.read_bytes()
@@ -179,7 +177,14 @@ def test_no_log_and_no_shareable_metric_shows_a_canary(trained: Trained) -> None
         shown[f"audit log of {name}"] = (trained.local.folder(name) / "state" / "audit.jsonl").read_bytes()
     shard = next(s for s in trained.data.shards if s.name == WITH_CANARIES)
     digits = f"{GENE_VALUE:.7f}"
-    canaries = [*shard.stages, PATIENT, NOTE, digits[:-1], digits.replace(".", "")[:-1]]  # as float32 it ends otherwise
+    canaries = [
+        *shard.stages,
+        PATIENT,
+        NOTE,
+        TOKEN,
+        digits[:-1],
+        digits.replace(".", "")[:-1],
+    ]  # as float32 it ends otherwise
     # The taps are open: what may be seen is there.
     assert {f"log of {p}" for p in ("coordinator", *trained.names)} <= set(shown)
     assert b"joined an attempt" in shown[f"log of {WITH_CANARIES}"]

@@ -6,10 +6,14 @@ One institution's tables hold canaries: identifiers and values that no log and n
 from __future__ import annotations
 
 import json
+import ssl
+import urllib.request
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+
+import trustme
 
 from deploy.local_federation import LocalInstitution, free_port
 from federation.plan import Plan, Subgroup, Subgroups, digest
@@ -29,6 +33,7 @@ WITH_CANARIES = "toy-2"
 PATIENT = "ZZ-CANARY-7731"
 GENE_VALUE = 7.7317731
 NOTE = "canary-note-9931"
+TOKEN = "canary-token-4f1d9c2b7a60"
 
 
 def toy_federation() -> Federation:
@@ -102,7 +107,8 @@ class Trained:
         plan_file: the same, as the operator has it.
         folder: for what commands write.
         said: what each command of the run said.
-        shareable: party to the port of the `/metrics` that others may see.
+        shareable: party to the port of the `/metrics` that others may see; the coordinator's wants TLS and a token.
+        inside: institution to the port of its local `/metrics`.
     """
 
     local: InProcessPki
@@ -112,6 +118,26 @@ class Trained:
     long_plan: Plan = field(init=False)
     said: dict[str, CompletedProcess[str]] = field(default_factory=dict)
     shareable: dict[str, int] = field(default_factory=dict)
+    inside: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def metrics_authority(self) -> Path:
+        return self.folder / "metrics-ca.pem"
+
+    @property
+    def metrics_token(self) -> Path:
+        return self.folder / "metrics-token"
+
+    def metrics_page(self, party: str) -> bytes:
+        """The shareable `/metrics` of a party."""
+        port, guarded = self.shareable[party], party == "coordinator"
+        context = ssl.create_default_context(cafile=str(self.metrics_authority)) if guarded else None
+        request = urllib.request.Request(f"{'https' if guarded else 'http'}://127.0.0.1:{port}/metrics")
+        if guarded:
+            request.add_header("Authorization", f"Bearer {TOKEN}")
+        with urllib.request.urlopen(request, timeout=20, context=context) as answer:
+            page: bytes = answer.read()
+        return page
 
     @property
     def plan_file(self) -> Path:
@@ -171,16 +197,32 @@ def make(root: Path) -> Trained:
         local.configure_node(LocalInstitution(name, tables, labels), [])
         policy = local.folder(name) / "policy.toml"
         policy.write_text(f"{policy.read_text()}allow_subgroups = true\n")
-        _listen(made, name, "node.toml", "shareable")
+        made.shareable[name], made.inside[name] = free_port(), free_port()
+        addresses = (("shareable", made.shareable[name]), ("local", made.inside[name]))
+        _listen(local.folder(name) / "node.toml", "".join(f'{k} = "127.0.0.1:{port}"\n' for k, port in addresses))
     local.configure_coordinator()
-    _listen(made, "coordinator", "coordinator.toml", "address")
+    made.shareable["coordinator"] = free_port()
+    _guard(made, local.folder("coordinator"))
     return made
 
 
-def _listen(made: Trained, party: str, file: str, key: str) -> None:
-    made.shareable[party] = free_port()
-    path = made.local.folder(party) / file
-    path.write_text(f'{path.read_text()}\n[metrics]\n{key} = "127.0.0.1:{made.shareable[party]}"\n')
+def _guard(made: Trained, folder: Path) -> None:
+    """The coordinator's metrics want TLS and a token."""
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    issued = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(str(made.metrics_authority))
+    issued.private_key_pem.write_to_path(str(folder / "metrics-key.pem"))
+    (folder / "metrics.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    made.metrics_token.write_text(TOKEN)
+    _listen(
+        folder / "coordinator.toml",
+        f'address = "127.0.0.1:{made.shareable["coordinator"]}"\ncertificate = "metrics.pem"\nkey = "metrics-key.pem"\n'
+        f"token = {json.dumps(str(made.metrics_token))}\n",
+    )
+
+
+def _listen(path: Path, lines: str) -> None:
+    path.write_text(f"{path.read_text()}\n[metrics]\n{lines}")
 
 
 def accept(made: Trained, digests: list[str]) -> None:
