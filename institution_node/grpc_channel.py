@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import grpc
 
 PROBE_SECONDS: Final = 10.0
-_PROBES: Final = 3  # gRPC closes without a word on whom it refuses, and so does a line that breaks: once is no refusal
+_PROBES: Final = 8  # gRPC closes without a word on whom it refuses, and so does a line that breaks: once is no refusal
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Below what firewalls forget idle connections after (350 s and 240 s at the large clouds), also while this node
     # trains and says nothing.
