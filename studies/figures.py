@@ -35,7 +35,7 @@ text { font:12px system-ui,-apple-system,"Segoe UI","Liberation Sans",Arial,sans
 </style>"""
 
 _ROW: Final = 22
-_LETTER: Final = 6.6
+_LETTER: Final = 7.0
 _GAP: Final = 44
 
 
