@@ -62,7 +62,7 @@ class RunObserver(Observer):
         made = Cohorts(plan).ownership
         metrics.allow("institution", plan.roster)
         metrics.allow("subset", made.subsets)
-        metrics.allow("combination", {*made.combinations.values(), OTHER, ALL})
+        metrics.allow("combination", {*plan.occurring, OTHER, ALL})
         metrics.allow("component", made.components)
         metrics.allow("subgroup", (f"{a.name}: {g}" for a in plan.evaluation.subgroups.by for g in groups_of(a)))
         metrics.allow("sum", (*SETUP_SUMS, *TRAINING_SUMS))

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,12 +89,13 @@ class GeneratedVectors:
         train_rows: Int64,
         validation_rows: Int64,
         device: str,
+        combinations: Sequence[str] = (),
     ) -> None:
-        del features, train_rows, device
+        del features, train_rows, device, combinations
         self.patients = PATIENTS
         self._labels = labels[validation_rows]
         self._subsets = [s for s, who in layout.subsets.items() if institution in who]
-        self._combination = layout.combinations[institution]
+        self._combination = layout.combinations[institution][-1]
         self._classes = len(plan.label.classes)
         self._rounds = 0
         self._sizes = {name: layout.components[name].size for name in layout.owned(institution)}

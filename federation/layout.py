@@ -6,7 +6,7 @@ Round 0 is made in numpy from the plan's seed, so the coordinator needs no torch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -65,13 +65,15 @@ class Layout:
     Attributes:
         components: by name: encoders in modality order, then classifiers (heads first) by name of their subset.
         subsets: what DGB scores, to the institutions that can evaluate each, in roster order.
-        combinations: institution to its combination.
+        combinations: institution to the combinations that its patients come in, smallest first.
+        heads: whether patients also train the classifiers of less than they have (METHOD.md, "Uni-modal heads").
         inputs: modality to the number of its encoder's inputs.
     """
 
     components: Mapping[str, Component]
     subsets: Mapping[str, tuple[str, ...]]
-    combinations: Mapping[str, str]
+    combinations: Mapping[str, tuple[str, ...]]
+    heads: bool = True
     inputs: Mapping[str, int] = field(default_factory=dict)
 
     def owned(self, institution: str) -> tuple[str, ...]:
@@ -79,10 +81,39 @@ class Layout:
         return tuple(name for name, component in self.components.items() if institution in component.owners)
 
     def subsets_of(self, institution: str) -> tuple[str, ...]:
-        """S_i of METHOD.md: its modalities and its combination; one element for a uni-modal institution."""
-        combination = self.combinations[institution]
-        modalities = names.modalities_of(combination)
-        return modalities if len(modalities) == 1 else (*modalities, combination)
+        """S_i of METHOD.md: its modalities and its combinations; one element for a uni-modal institution."""
+        held = self.combinations[institution]
+        modalities = [m for m in self.subsets if any(m in names.modalities_of(c) for c in held)]
+        return (*modalities, *(c for c in held if "+" in c))
+
+    def trained_by(self, institution: str, component: str) -> tuple[str, ...]:
+        """The combinations of an institution whose patients train a component that it owns.
+
+        An encoder: all with its modality. A classifier: its own; with heads also every larger one, on the detached
+        encodings. They are also the patients whose losses the classifier's subset has.
+        """
+        subset = set(names.modalities_of(names.component_subset(component)))
+        larger = self.heads or names.component_kind(component) == "encoder"
+        return tuple(
+            c
+            for c in self.combinations[institution]
+            if subset == set(names.modalities_of(c)) or (larger and subset < set(names.modalities_of(c)))
+        )
+
+    def pieces(self, component: str, institutions: Iterable[str]) -> frozenset[str]:
+        """Whose patients a number of patients adds up, of those who train a component: `institution/combination`, and
+        the institution alone where it has one combination, so that the number is the same for all of its components."""
+        found: set[str] = set()
+        for name in institutions:
+            several = len(self.combinations[name]) > 1
+            found |= {f"{name}/{c}" for c in self.trained_by(name, component)} if several else {name}
+        return frozenset(found)
+
+
+def subsets_of(combination: str) -> tuple[str, ...]:
+    """What the steps of one combination's patients are divided over: its modalities and itself; of one, one."""
+    modalities = names.modalities_of(combination)
+    return modalities if len(modalities) == 1 else (*modalities, combination)
 
 
 def linear_tensors(widths: tuple[int, ...]) -> tuple[TensorSpec, ...]:
@@ -101,9 +132,9 @@ def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
         plan: a checked plan.
         input_widths: modality to number of input features (`FeatureSchema.width`), at least 1.
     """
-    order = tuple(modality.name for modality in plan.modalities)
-    combinations = {i.name: names.combination(i.modalities, order) for i in plan.institutions}
-    holders = {m: tuple(n for n, c in combinations.items() if m in names.modalities_of(c)) for m in order}
+    order = plan.modality_order
+    combinations = plan.by_institution
+    holders = {m: tuple(i.name for i in plan.institutions if m in i.modalities) for m in order}
     classes = len(plan.label.classes)
     floor = plan.secure_sum.k_min
     components: dict[str, Component] = {}
@@ -117,11 +148,10 @@ def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
         if owners:
             name = names.encoder(modality.name)
             components[name] = Component(name, tensors, owners, len(owners) >= floor)
-    occurring = sorted(set(combinations.values()), key=lambda c: (c.count("+"), [order.index(m) for m in c.split("+")]))
-    subsets = [m for m in order if holders[m]] + [c for c in occurring if "+" in c]
+    subsets = [m for m in order if holders[m]] + [c for c in plan.occurring if "+" in c]
     evaluators: dict[str, tuple[str, ...]] = {}
     for subset in subsets:
-        exact = tuple(n for n, c in combinations.items() if c == subset)
+        exact = tuple(n for n, held in combinations.items() if subset in held)
         single = "+" not in subset
         owners = holders[subset] if single and plan.model.heads else exact
         if owners:
@@ -133,4 +163,4 @@ def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
             name = names.classifier(subset)
             components[name] = Component(name, linear_tensors(widths), owners, len(owners) >= floor)
         evaluators[subset] = exact if plan.blending.losses_from == "combination" else owners
-    return Layout(components, evaluators, combinations, {m: input_widths[m] for m in order})
+    return Layout(components, evaluators, combinations, plan.model.heads, {m: input_widths[m] for m in order})

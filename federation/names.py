@@ -1,14 +1,14 @@
 """Names of combinations, components and subsets: the only place that joins or splits them.
 
-A *combination* is the set of modalities that an institution holds, written in the plan's modality order and joined by
-`+`. A *component* is a part of the model: `encoder/mrna` or `classifier/mrna+image`. A *subset* is what DGB scores: a
+A *combination* is the set of modalities that patients have, written in the plan's modality order and joined by `+`. A
+*component* is a part of the model: `encoder/mrna` or `classifier/mrna+image`. A *subset* is what DGB scores: a
 single modality or a combination (METHOD.md, "Objects").
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from security.errors import ConfigurationError
@@ -49,6 +49,14 @@ def combination(modalities: Iterable[str], order: Sequence[str]) -> str:
 def modalities_of(name: str) -> tuple[str, ...]:
     """The modalities of a combination or subset, in order: `"mrna+image"` gives `("mrna", "image")`."""
     return tuple(name.split("+"))
+
+
+def largest_within(held: Collection[str], combinations: Iterable[str]) -> str | None:
+    """The largest of some combinations whose modalities are all in `held`, of equal ones the first; None: there is
+    none. What a patient with these modalities counts as, at an institution with these combinations.
+    """
+    fitting = [c for c in combinations if set(modalities_of(c)) <= set(held)]
+    return max(fitting, key=lambda c: len(modalities_of(c)), default=None)
 
 
 def encoder(modality: str) -> str:

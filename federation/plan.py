@@ -7,6 +7,7 @@ together are `federation.plan_check.check`'s, which must have passed before anyt
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import Annotated, Final, Literal, Self
 
@@ -139,8 +140,36 @@ class Plan(PlanTable):
         )
 
     def combination(self, name: str) -> str:
-        """The combination of an institution of the roster, `mrna+image`; raises as `institution` does."""
+        """All modalities of an institution of the roster, `mrna+image`; raises as `institution` does."""
         return names.combination(self.institution(name).modalities, self.modality_order)
+
+    def combinations(self, name: str) -> tuple[str, ...]:
+        """The combinations that an institution's patients come in, smallest first; raises as `institution` does."""
+        return self._combinations(self.institution(name))
+
+    # Not cached: `model_copy` would take the roster's along to a plan with another one.
+    @property
+    def by_institution(self) -> dict[str, tuple[str, ...]]:
+        """`combinations` of everybody, in plan order."""
+        return {each.name: self._combinations(each) for each in self.institutions}
+
+    @property
+    def occurring(self) -> tuple[str, ...]:
+        """Every combination of any institution, smallest first."""
+        return self._in_order(c for held in self.by_institution.values() for c in held)
+
+    def _combinations(self, institution: Institution) -> tuple[str, ...]:
+        if not institution.combinations:
+            return (names.combination(institution.modalities, self.modality_order),)
+        return self._in_order(institution.combinations)
+
+    def _in_order(self, combinations: Iterable[str]) -> tuple[str, ...]:
+        place = {modality: k for k, modality in enumerate(self.modality_order)}
+
+        def order(combination: str) -> tuple[int, list[int]]:
+            return combination.count("+"), [place[m] for m in names.modalities_of(combination)]
+
+        return tuple(sorted(set(combinations), key=order))
 
     def to_bytes(self) -> bytes:
         """The plan as it is sent: the protobuf message in its one encoding."""

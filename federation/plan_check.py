@@ -15,15 +15,17 @@ from pydantic import BaseModel
 
 from federation.fixed_point import prove_no_wrap
 from federation.layout import layout
-from federation.names import NAME_PATTERN
-from federation.plan import Column, Plan
+from federation.names import NAME_PATTERN, combination, component_kind, modalities_of
+from federation.plan import Column, Institution, Plan
 from federation.plan_ckks import encryption_problems, size_problems
 from federation.plan_encoders import MLP, encoder_problems
 from federation.plan_fields import Range
 from federation.plan_problems import Path, PlanError, Problem
 from federation.plan_subgroups import cohort_problems, subgroup_problems
+from federation.rounds import Cohorts
 from federation.settings import mask_graph, model_encoding
 from security.errors import ConfigurationError
+from security.secure_sum.cohorts import subtracts_below
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER
 from security.signing import parse_public_key_text, public_key_text
 
@@ -65,7 +67,13 @@ def find_problems(plan: Plan) -> tuple[Problem, ...]:
     )
     found = (*_ranges(plan, ()), *(problem for part in parts for problem in part(plan)))
     # What components there are, and how large, follows from a roster that is in order.
-    return found or (*_components(plan), *_graph(plan), *size_problems(plan), *cohort_problems(plan))
+    return found or (
+        *_components(plan),
+        *_counts(plan),
+        *_graph(plan),
+        *size_problems(plan),
+        *cohort_problems(plan),
+    )
 
 
 def minimum_threshold(institutions: int, max_colluders: int) -> int:
@@ -233,6 +241,50 @@ def _roster(plan: Plan) -> Iterator[Problem]:
             if name not in plan.modality_order:
                 known = ", ".join(plan.modality_order)
                 yield Problem((*path, "modalities", k), f"unknown modality {name!r}.", f"Use: {known}.")
+        yield from _combinations(plan, institution, path)
+
+
+def _combinations(plan: Plan, institution: Institution, path: Path) -> Iterator[Problem]:
+    """Of patients who lack modalities: legal names, each once, that use each modality of the institution."""
+    listed, held = institution.combinations, set(institution.modalities)
+    if not listed or not held <= set(plan.modality_order):
+        return  # an unknown modality is told already
+    for k, name in enumerate(listed):
+        used = set(modalities_of(name))
+        if not used <= held:
+            remedy = f"Use {', '.join(institution.modalities)}, joined by +."
+            yield Problem((*path, "combinations", k), f"{name!r} is not of its modalities.", remedy)
+        elif combination(used, plan.modality_order) != name:
+            remedy = f"Write {combination(used, plan.modality_order)!r}: the order is that of the modalities."
+            yield Problem((*path, "combinations", k), f"{name!r} is not in order.", remedy)
+    yield from _distinct((((*path, "combinations", k), name) for k, name in enumerate(listed)), "the combination")
+    for modality in institution.modalities:
+        if not any(modality in modalities_of(name) for name in listed):
+            remedy = "Add a combination with it, or take the modality out."
+            yield Problem((*path, "combinations"), f"nobody there would have {modality!r}.", remedy)
+
+
+def _counts(plan: Plan) -> Iterator[Problem]:
+    """Patients by combination are an institution's own: what is summed over others must not single them out.
+
+    Where everybody has one combination, a sum that would stays shut in the run. With several, all sums are meant to
+    open: a plan in which one could not is refused here.
+    """
+    if not any(len(held) > 1 for held in plan.by_institution.values()):
+        return
+    cohorts, k_min = Cohorts(plan), plan.secure_sum.k_min
+    made = cohorts.ownership
+    patients = [made.pieces(name, c.owners) for name, c in cohorts.shared.items() if component_kind(name) == "encoder"]
+    for counted in (patients, [*cohorts.counted.values()]):
+        rest = subtracts_below(k_min, counted)
+        if rest is not None:
+            yield Problem(
+                ("institutions",),
+                "the sums of patients would together tell how many patients of some combination "
+                f"{rest or 'very few'} institutions have.",
+                f"Let at least k_min = {k_min} institutions list the same combinations; leave out what fewer list.",
+            )
+            return
 
 
 def _secure_sum(plan: Plan) -> Iterator[Problem]:

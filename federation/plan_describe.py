@@ -45,8 +45,12 @@ def _roster(plan: Plan) -> Iterator[str]:
     yield f"{len(plan.institutions)} institutions"
     rows = [("", *plan.modality_order)]
     rows += [(i.name, *("x" if m in i.modalities else "-" for m in plan.modality_order)) for i in plan.institutions]
+    several = [(name, held) for name, held in plan.by_institution.items() if len(held) > 1]
     rows.append(("columns", *(str(len(m.columns)) for m in plan.modalities)))
     yield from _table(rows)
+    if several:
+        yield "Patients there lack modalities one by one, and come in these combinations"
+        yield from _table([(name, ", ".join(held)) for name, held in several])
 
 
 def _components(plan: Plan, parts: Layout) -> Iterator[str]:

@@ -78,7 +78,7 @@ def cohort_problems(plan: Plan) -> Iterator[Problem]:
     """Attributes that too few institutions count by, or whose sums would tell of few beside the metrics (rule 9); of a
     plan otherwise sound."""
     cohorts, k_min = Cohorts(plan), plan.secure_sum.k_min
-    beside = list(cohorts.metric_rows.values())
+    beside = [cohorts.row_pieces(row, members) for row, members in cohorts.metric_rows.items()]
     for i, each in enumerate(plan.evaluation.subgroups.by):
         members, path = cohorts.subgroups[each.name], (*_PATH, "by", i, "institutions")
         least = plan.evaluation.subgroups.min_institutions
@@ -86,7 +86,8 @@ def cohort_problems(plan: Plan) -> Iterator[Problem]:
             remedy = f"Let at least min_institutions = {least} count by it."
             yield Problem(path, f"{len(members)} institutions count by {each.name}.", remedy)
             continue
-        if subtracts_below(k_min, [*beside, members]) is not None:
+        pieces = cohorts.row_pieces(None, members)
+        if subtracts_below(k_min, [*beside, pieces]) is not None:
             yield Problem(
                 path,
                 f"beside the metrics, the groups of {each.name} would tell of fewer than {k_min} institutions.",
@@ -94,4 +95,4 @@ def cohort_problems(plan: Plan) -> Iterator[Problem]:
                 "k_min institutions have, and all the others together.",
             )
         else:
-            beside.append(members)
+            beside.append(pieces)

@@ -78,7 +78,15 @@ class Institution(PlanTable):
 
     name: Annotated[str, about("Name of the institution, as in its certificate.")]
     key: Annotated[str, about("Its certified identity key: the `p256:…` text that `consilium pki show` prints.")]
-    modalities: Annotated[tuple[str, ...], about("The modalities that it holds; its combination.")]
+    modalities: Annotated[tuple[str, ...], about("The modalities that it holds.")]
+    combinations: Annotated[
+        tuple[str, ...],
+        about(
+            "Where its patients lack modalities one by one: the combinations that they come in, `mrna+image`, each of "
+            "two or more patients of one class. A patient counts as the largest of them that it has all of. Left out: "
+            "every patient has all of `modalities`. The list tells everybody in the run that such patients are there."
+        ),
+    ] = ()
 
 
 class ComponentRule(PlanTable):

@@ -25,6 +25,7 @@ from federation.settings import mask_graph, model_encoding
 from federation.thinning import Thinning
 from security.ckks.packing import encrypted
 from security.errors import ProtocolError
+from security.secure_sum.cohorts import institution_of
 from security.secure_sum.derive import digest_of
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Attempt, Context, Part, Sum
@@ -161,6 +162,11 @@ class Figures:
         return figures
 
 
+def _several(pieces: frozenset[str]) -> frozenset[str]:
+    """Without those that are whole institutions, as `Part.pieces` has them."""
+    return frozenset(piece for piece in pieces if institution_of(piece) != piece)
+
+
 class Cohorts:
     """The sums over institutions that a plan allows, before dropouts.
 
@@ -179,29 +185,38 @@ class Cohorts:
         return {name: c for name, c in self.ownership.components.items() if c.shared}
 
     @cached_property
-    def patients(self) -> Mapping[str, frozenset[str]]:
-        """Cohorts whose patients are summed: owners of shared components and evaluators of subsets, each once."""
-        floor = self.plan.secure_sum.k_min
-        wanted = [(name, frozenset(c.owners)) for name, c in self.shared.items()]
-        wanted += [(f"subset/{s}", frozenset(e)) for s, e in self.ownership.subsets.items() if len(e) >= floor]
+    def counted(self) -> Mapping[str, frozenset[str]]:
+        """Cohorts whose patients are summed, each once, to whose patients these are (`Layout.pieces`): those who train
+        a shared component, at its owners, and those who have a subset, at its evaluators."""
+        floor, made = self.plan.secure_sum.k_min, self.ownership
+        wanted = [(name, made.pieces(name, c.owners)) for name, c in self.shared.items()]
+        wanted += [
+            (f"subset/{s}", made.pieces(names.classifier(s), e)) for s, e in made.subsets.items() if len(e) >= floor
+        ]
         cohorts: dict[str, frozenset[str]] = {}
-        for name, members in wanted:
-            if members not in cohorts.values():
-                cohorts[name] = members
+        for name, pieces in wanted:
+            if pieces not in cohorts.values():
+                cohorts[name] = pieces
         return cohorts
 
-    def name_of(self, members: Iterable[str]) -> str | None:
-        """Name of the cohort with exactly these members; None if its patients are not summed."""
-        wanted = frozenset(members)
-        return next((name for name, cohort in self.patients.items() if cohort == wanted), None)
+    @cached_property
+    def patients(self) -> Mapping[str, frozenset[str]]:
+        """The same cohorts to their institutions."""
+        return {name: frozenset(map(institution_of, pieces)) for name, pieces in self.counted.items()}
+
+    def name_of(self, component: str, members: Iterable[str]) -> str | None:
+        """Name of the cohort of the patients who train a component at these institutions; None: they are not summed."""
+        wanted = self.ownership.pieces(component, members)
+        return next((name for name, pieces in self.counted.items() if pieces == wanted), None)
 
     @cached_property
     def metric_rows(self) -> Mapping[str, frozenset[str]]:
         """Rows of the federated metrics: combinations at or above the floor, and one merged row of all others."""
         floor = self.plan.secure_sum.k_min
         by_combination: dict[str, set[str]] = {}
-        for institution, combination in self.ownership.combinations.items():
-            by_combination.setdefault(combination, set()).add(institution)
+        for institution, held in self.ownership.combinations.items():
+            for combination in held:
+                by_combination.setdefault(combination, set()).add(institution)
         rows = {c: frozenset(m) for c, m in by_combination.items() if len(m) >= floor}
         rest = frozenset().union(*(m for c, m in by_combination.items() if c not in rows))
         if len(rest) >= floor:
@@ -213,26 +228,42 @@ class Cohorts:
         """Attributes that patients are counted by, to the institutions that do."""
         return subgroups.contributors(self.plan, self.metric_rows.values())
 
+    def row_combinations(self, row: str, institution: str) -> tuple[str, ...]:
+        """An institution's combinations whose patients are counted in a row; each patient is in one row at most."""
+        held = self.ownership.combinations[institution]
+        return (row,) if row != OTHER else tuple(c for c in held if c not in self.metric_rows)
+
     # -- attempts -----------------------------------------------------------------------------------------------
 
     def setup_sums(self) -> tuple[Sum, ...]:
         """The sums of round 0."""
-        order = [m.name for m in self.plan.modalities]
-        combos = self.ownership.combinations
-        holders = {m: frozenset(i for i, c in combos.items() if m in names.modalities_of(c)) for m in order}
+        made = self.ownership
+        holders = {
+            m: made.components[e].owners for m in self.plan.modality_order if (e := names.encoder(m)) in made.components
+        }
         features = [
             Sum(
                 name,
                 tuple(
-                    # One quantity: an institution's patients are the same in each of its modalities' counts.
-                    Part(f"features/{m}", 64, vector_length(self.plan, name, m), holders[m], f"features/{name}")
-                    for m in order
-                    if holders[m]
+                    # One quantity: an institution's patients are the same in each of its modalities' counts, or, where
+                    # it has several combinations, some of them are.
+                    Part(
+                        f"features/{m}",
+                        64,
+                        vector_length(self.plan, name, m),
+                        frozenset(owners),
+                        f"features/{name}",
+                        pieces=_several(made.pieces(names.encoder(m), owners)),
+                    )
+                    for m, owners in holders.items()
                 ),
             )
             for name in FEATURE_SUMS
         ]
-        weights = tuple(Part(name, 64, 1, members, WEIGHTS) for name, members in self.patients.items())
+        weights = tuple(
+            Part(name, 64, 1, self.patients[name], WEIGHTS, pieces=_several(pieces))
+            for name, pieces in self.counted.items()
+        )
         return (*features, Sum(WEIGHTS, (*weights, *self._holders())))
 
     def _holders(self) -> Iterator[Part]:
@@ -260,9 +291,18 @@ class Cohorts:
         )
         classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
         # All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.
-        weight = "" if self.plan.proximity.kind == "cosine" else "proximity"
+        kind, made = self.plan.proximity.kind, self.ownership
+        weight = "" if kind == "cosine" else "proximity"
         parts = [
-            Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members, weight)
+            Part(
+                f"losses/{s}",
+                64,
+                statistics.LOSSES_LENGTH,
+                members,
+                weight,
+                # By patients, where p_i is one piece of it for each combination that has the subset.
+                pieces=_several(made.pieces(names.classifier(s), members)) if kind == "size" else frozenset(),
+            )
             for s, members in self.evaluators(setup).items()
             if self.moves(s, round_)
         ]
@@ -270,7 +310,15 @@ class Cohorts:
         # The validation patients are the same in every round, so their exact counts are summed over one cohort only.
         exact = not self.plan.differential_privacy.enabled
         parts += [
-            Part(f"metrics/{row}", 64, metrics, members & present, "metrics", together=exact)
+            Part(
+                f"metrics/{row}",
+                64,
+                metrics,
+                members & present,
+                "metrics",
+                together=exact,
+                pieces=_several(self.row_pieces(row, members & present)),
+            )
             for row, members in self.metric_rows.items()
             if len(members & present) >= floor
         ]
@@ -292,7 +340,25 @@ class Cohorts:
             open_ = not exact or subgroups.tells(setup.groups.get(each.name, (0,)), settings.min_institutions)
             if open_ and len(members) >= self.plan.secure_sum.k_min:
                 words = subgroups.length(self.plan, each)
-                yield Part(f"{subgroups.PREFIX}{each.name}", 64, words, members, "metrics", together=exact)
+                yield Part(
+                    f"{subgroups.PREFIX}{each.name}",
+                    64,
+                    words,
+                    members,
+                    "metrics",
+                    together=exact,
+                    pieces=_several(self.row_pieces(None, members)),
+                )
+
+    def row_pieces(self, row: str | None, members: Iterable[str]) -> frozenset[str]:
+        """Whose patients a row of the metrics counts, as `Layout.pieces`; None: whoever validates there, as subgroups
+        do."""
+        found: set[str] = set()
+        for name in members:
+            held = self.ownership.combinations[name]
+            counted = held if row is None else self.row_combinations(row, name)
+            found |= {f"{name}/{c}" for c in counted} if len(held) > 1 else {name}
+        return frozenset(found)
 
     def moves(self, subset: str, round_: int) -> bool:
         """Whether a subset's model changes in a round. Where all of it is held fixed, its losses are those of the round
@@ -313,7 +379,7 @@ class Cohorts:
             name: frozenset(c.owners) & setup.institutions
             for name, c in self.shared.items()
             if len(frozenset(c.owners) & setup.institutions) >= self.plan.secure_sum.k_min
-            and self.name_of(c.owners) in setup.patients
+            and self.name_of(name, c.owners) in setup.patients
         }
 
     def evaluators(self, setup: Setup) -> Mapping[str, frozenset[str]]:
@@ -322,7 +388,8 @@ class Cohorts:
         return {
             s: frozenset(e) & setup.institutions
             for s, e in self.ownership.subsets.items()
-            if len(frozenset(e) & setup.institutions) >= floor and self.name_of(e) in setup.patients
+            if len(frozenset(e) & setup.institutions) >= floor
+            and self.name_of(names.classifier(s), e) in setup.patients
         }
 
     def attempt(self, context: Context, sums: tuple[Sum, ...]) -> Attempt:

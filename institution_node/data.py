@@ -1,12 +1,14 @@
 """One institution's patients: its tables aligned on patients with a label, their fingerprint, and their split.
 
-Until later work a patient needs all of the institution's modalities and a label.
+A patient needs a label, and all modalities of one of the combinations that the plan lists for the institution; the
+largest such combination is the patient's, and what there is beyond it is not used.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from federation import names
 from federation.plan import Plan
 from federation.tables import RawTable
 from institution_node.subgroups import read_subgroups
@@ -36,6 +39,12 @@ class NoPatientError(CohortError):
     code = "data-no-patient"
 
 
+class FewPatientsError(CohortError):
+    """A combination that the plan lists for the institution has too few patients to train and to validate on."""
+
+    code = "data-few-patients"
+
+
 class OneClassError(CohortError):
     """All patients are of one class: nothing can be learned from them."""
 
@@ -44,15 +53,17 @@ class OneClassError(CohortError):
 
 @dataclass(frozen=True)
 class InstitutionData:
-    """Patients who have all of the institution's modalities and a label, in the order of their identifiers.
+    """Patients who can be trained on, in the order of their identifiers.
 
     Attributes:
         ids: n patient identifiers, ascending.
-        tables: modality, in plan order, to its table with exactly these rows.
+        tables: modality, in plan order, to its table with exactly these rows; a row without any value for a patient
+            who lacks the modality.
         labels: int64[n], index into the plan's classes.
         fingerprint: SHA-256 over all of this, 64 hex digits; pinned per run. The order of a file's rows or columns
             and columns that the plan does not name do not change it.
         subgroups: attribute of the plan that this institution counts by, to int64[n], the group of each patient.
+        combinations: n names, each patient's; empty: every patient has all modalities of the tables.
     """
 
     ids: tuple[str, ...]
@@ -60,6 +71,7 @@ class InstitutionData:
     labels: Int64
     fingerprint: str
     subgroups: Mapping[str, Int64] = field(default_factory=dict)
+    combinations: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,6 +84,16 @@ class InstitutionData:
         for name in sorted(groups):
             digest.update(f"/{name}/{len(self)}/".encode() + groups[name].astype("<i8").tobytes())
         return replace(self, subgroups=dict(groups), fingerprint=digest.hexdigest())
+
+    def rows_with(self, modality: str, rows: Int64) -> Int64:
+        """Those of some rows whose patients have a modality."""
+        if not self.combinations:
+            return rows
+        return rows[[modality in names.modalities_of(self.combinations[k]) for k in rows.tolist()]]
+
+    def counted(self, rows: Int64) -> Mapping[str, int]:
+        """Patients of some rows by combination; under an empty name where all have everything."""
+        return Counter(self.combinations[k] for k in rows.tolist()) if self.combinations else {"": len(rows)}
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,7 @@ def load_institution_data(
         PlanError: the institution is not in the roster.
         DataFileError, DataColumnError, PatientIdError, DataValueError, LabelValueError: a file is wrong, and where.
         NoPatientError, OneClassError: nobody, or only one class, has all modalities and a label.
+        FewPatientsError: of a combination that the plan lists there are not two patients of one class.
     """
     held = [m for m in plan.modalities if m.name in plan.institution(institution).modalities]
     for modality in held:
@@ -119,29 +142,38 @@ def load_institution_data(
             )
     classes = read_labels(labels, plan.label, id_column)
     read = {modality.name: read_table(tables[modality.name], modality, id_column) for modality in held}
-    data = align(read, classes, plan.class_names, str(labels))
+    data = align(read, classes, plan.class_names, str(labels), plan.combinations(institution))
     return data.with_subgroups(read_subgroups(plan, institution, subgroups or labels, id_column, data.ids))
 
 
 def align(
-    tables: Mapping[str, RawTable], classes: Mapping[str, int], class_names: Sequence[str], place: str
+    tables: Mapping[str, RawTable],
+    classes: Mapping[str, int],
+    class_names: Sequence[str],
+    place: str,
+    listed: Sequence[str] = (),
 ) -> InstitutionData:
-    """The patients who have all tables and a label.
+    """The patients who have a label and, of the tables, a listed combination.
 
     Args:
         tables: modality, in plan order, to its table.
         classes: patient to class index.
         class_names: of the plan, for messages.
         place: where labels come from, for messages.
+        listed: the institution's combinations, smallest first; empty or one: all tables.
 
     Raises:
         NoPatientError, OneClassError: nobody, or only one class, has all modalities and a label.
+        FewPatientsError: of a combination that is listed there are not two patients of one class.
     """
-    ids = sorted(set(classes).intersection(*(table.ids for table in tables.values())))
+    listed = listed or ("+".join(tables),)
+    own = own_combinations(classes, {name: table.ids for name, table in tables.items()}, listed)
+    ids = sorted(own)
     if not ids:
         sizes = ", ".join(f"{name} {len(table)}" for name, table in tables.items())
+        wanted = f"all of {' + '.join(tables)}" if len(listed) == 1 else f"all of one of {', '.join(listed)}"
         raise NoPatientError(
-            f"no patient has a label and all of {' + '.join(tables)} (patients: labels {len(classes)}, {sizes}).",
+            f"no patient has a label and {wanted} (patients: labels {len(classes)}, {sizes}).",
             remedy="Check that all tables use the same patient identifiers, and that labels are filled in.",
             place=place,
         )
@@ -152,8 +184,71 @@ def align(
             remedy="Add patients of another class; an institution with one class cannot take part.",
             place=place,
         )
-    aligned = {name: _aligned(table, ids) for name, table in tables.items()}
-    return InstitutionData(tuple(ids), aligned, targets, _fingerprint(ids, aligned, targets))
+    if len(listed) == 1:
+        aligned = {name: _aligned(table, ids) for name, table in tables.items()}
+        return InstitutionData(tuple(ids), aligned, targets, _fingerprint(ids, aligned, targets))
+    combinations = tuple(own[patient] for patient in ids)
+    check_each_combination(listed, combinations, targets, place)
+    aligned = {
+        name: with_gaps(table, ids, [name in names.modalities_of(c) for c in combinations])
+        for name, table in tables.items()
+    }
+    return InstitutionData(tuple(ids), aligned, targets, _fingerprint(ids, aligned, targets), combinations=combinations)
+
+
+def own_combinations(
+    patients: Iterable[str], held: Mapping[str, Iterable[str]], listed: Sequence[str]
+) -> dict[str, str]:
+    """Patient to the largest of the listed combinations that they have all of; who has none of them is left out.
+
+    Args:
+        patients: whom it is about, each once.
+        held: modality to those who have it.
+        listed: combinations, smallest first.
+    """
+    having = {modality: frozenset(ids) for modality, ids in held.items()}
+    found: dict[str, str] = {}
+    for patient in patients:
+        own = names.largest_within([m for m, ids in having.items() if patient in ids], listed)
+        if own is not None:
+            found[patient] = own
+    return found
+
+
+def check_each_combination(listed: Sequence[str], combinations: Sequence[str], labels: Int64, place: str) -> None:
+    """Passes where every listed combination has two patients of one class: one trains and one validates.
+
+    What an institution has nobody for would otherwise show: in sums that its patients do not move, and in weights.
+
+    Raises:
+        FewPatientsError: one has not.
+    """
+    counts = Counter(zip(combinations, labels.tolist(), strict=True))
+    for combination in listed:
+        if max((n for (c, _), n in counts.items() if c == combination), default=0) < 2:
+            raise FewPatientsError(
+                f"no two patients of one class have exactly {combination}, which the plan lists for this institution.",
+                remedy=f"Ask the operator to take {combination} out of its combinations, or complete the tables.",
+                place=place,
+            )
+
+
+def with_gaps(table: RawTable, ids: Sequence[str], there: Sequence[bool]) -> RawTable:
+    """A table with exactly these patients; a row without any value where `there` is false."""
+    row = {patient: k for k, patient in enumerate(table.ids)}
+    kept = np.flatnonzero(np.asarray(there, dtype=np.bool_))
+    rows = [row[ids[k]] for k in kept.tolist()]
+    numeric: dict[str, npt.NDArray[np.float64]] = {}
+    for name, values in table.numeric.items():
+        numeric[name] = np.full(len(ids), np.nan)
+        numeric[name][kept] = values[rows]
+    categorical: dict[str, tuple[str | None, ...]] = {}
+    for name, texts in table.categorical.items():
+        found: list[str | None] = [None] * len(ids)
+        for k, at in zip(kept.tolist(), rows, strict=True):
+            found[k] = texts[at]
+        categorical[name] = tuple(found)
+    return RawTable(tuple(ids), numeric, categorical)
 
 
 def read_features(plan: Plan, modalities: Sequence[str], paths: Mapping[str, Path], id_column: str) -> PatientTables:
@@ -181,20 +276,20 @@ def read_features(plan: Plan, modalities: Sequence[str], paths: Mapping[str, Pat
 
 
 def split(data: InstitutionData, fraction: float, rng: Randomness) -> tuple[Int64, Int64]:
-    """Draws validation patients, stratified by class; the same stream gives the same split.
+    """Draws validation patients, stratified by class, and by combination where there are several; the same stream gives
+    the same split.
 
     Args:
         data: at least two classes.
-        fraction: part of each class kept for validation, in [0, 1), rounded to the nearest patient. Above 0, a class
-            of two or more patients gives at least one; every class keeps at least one for training.
+        fraction: part of each class (of a combination) kept for validation, in [0, 1), rounded to the nearest patient.
+            Above 0, a class of two or more patients gives at least one; every class keeps at least one for training.
         rng: where the draw comes from; the plan's seed is public and must not be it (DESIGN.md, "Randomness").
 
     Returns:
         Rows for training and for validation, int64, ascending, disjoint; together all of `data`.
     """
     validation: list[int] = []
-    for target in np.unique(data.labels):
-        rows = np.flatnonzero(data.labels == target)
+    for rows in _strata(data):
         wanted = max(int(fraction > 0), int(fraction * len(rows) + 0.5))
         order = permutation(rng, len(rows))
         validation += rows[order[: min(wanted, len(rows) - 1)]].tolist()
@@ -222,6 +317,14 @@ def split_each(data: InstitutionData, fraction: float, rng: Randomness) -> tuple
     if validates.all():
         validates[int(np.argmax(drawn))] = False
     return np.flatnonzero(~validates), np.flatnonzero(validates)
+
+
+def _strata(data: InstitutionData) -> Iterator[Int64]:
+    """Rows of each class, of each combination."""
+    own = np.array(data.combinations) if data.combinations else np.zeros(len(data), dtype=np.int64)
+    for combination in np.unique(own):
+        for target in np.unique(data.labels[own == combination]):
+            yield np.flatnonzero((data.labels == target) & (own == combination))
 
 
 def _aligned(table: RawTable, ids: Sequence[str]) -> RawTable:

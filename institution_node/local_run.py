@@ -151,11 +151,10 @@ class LocalRun:
         self._round = None  # an opening that fails may have moved the model: no round stands on it
         if start.round == 0:
             sums = self._context.cohorts.setup_sums()
-            rows = self._train_rows.tolist()
-            tables = {m: table.select(rows) for m, table in self._data.tables.items()}
-            self._round = _Round(
-                0, opening, sums, setup=SetupWork(self._context, tables, sums, counted=self._groups.counted)
-            )
+            data, rows = self._data, self._train_rows
+            tables = {m: table.select(data.rows_with(m, rows).tolist()) for m, table in data.tables.items()}
+            work = SetupWork(self._context, tables, data.counted(rows), sums, self._groups.counted)
+            self._round = _Round(0, opening, sums, setup=work)
             return sums
         setup = Setup.from_proto(start.setup)
         self._check_setup(setup)
@@ -250,6 +249,7 @@ class LocalRun:
             self._train_rows,
             self._validation_rows,
             self._device,
+            combinations=self._data.combinations,
         )
         summed = context.cohorts.summed(setup)
         owned = tuple(n for n in made.owned(context.institution) if n in summed)

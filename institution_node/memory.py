@@ -43,6 +43,7 @@ class RunMemory:
         fingerprint: of the data that the run began with.
         split_key: 32 secret bytes that the division into training and validation patients follows from.
         noised_patients: ñ_i, drawn once; 0 before.
+        noised_by_combination: the same of the patients of each combination, where there are several; ñ_i is their sum.
         schema: hex digest of the feature schema that followed here from round 0's opened sums; empty before.
         setup: what round 0 settled; None before.
         known: component to digest of its weights, and `component.slot` to that of the server optimiser's state, after
@@ -72,6 +73,7 @@ class RunMemory:
     history: CohortHistory = field(default_factory=lambda: CohortHistory({}))
     waiting: Waiting = field(default_factory=Waiting)
     private: Mapping[str, Float32] = field(default_factory=dict)
+    noised_by_combination: Mapping[str, int] = field(default_factory=dict)
 
 
 class Memory(Protocol):
@@ -208,6 +210,7 @@ def _encode(m: RunMemory) -> dict[str, Any]:
             "changes": m.waiting.changes,
         },
         "private": sorted(m.private),
+        "noised_by_combination": dict(m.noised_by_combination),
     }
 
 
@@ -233,4 +236,5 @@ def _decode(data: Mapping[str, Any], private: Mapping[str, Float32]) -> RunMemor
         CohortHistory({part: tuple(frozenset(c) for c in cohorts) for part, cohorts in data["history"].items()}),
         Waiting(frozenset(waiting["survivors"]), waiting["rounds"], waiting["last"], waiting["changes"]),
         private,
+        data.get("noised_by_combination", {}),
     )

@@ -151,9 +151,11 @@ class InstitutionModel(nn.Module):
 
     Attributes:
         components: names of the components, in layout order.
-        combination: the institution's own.
-        heads: modalities with a head on the detached encoding; empty at a uni-modal institution, whose classifier
-            of that modality is its own and trains the encoder.
+        combinations: that the institution's patients come in, smallest first.
+        combination: the last of them; the institution's own, where it has one.
+        modalities: all of the institution's, in plan order.
+        heads: modalities with a head that trains no encoder, on the detached encoding; empty at a uni-modal
+            institution, whose classifier of that modality is its own and trains the encoder.
         parameters_flat: float32[sum of sizes], all parameters in layout order.
         gradients_flat: float32 of the same shape.
         slices: component to its part of the flat vectors.
@@ -165,12 +167,17 @@ class InstitutionModel(nn.Module):
         super().__init__()
         self.device = torch.device(device)
         self.components = layout.owned(institution)
-        self.combination = layout.combinations[institution]
-        self.modalities = names.modalities_of(self.combination)
+        self.combinations = layout.combinations[institution]
+        self.combination = self.combinations[-1]
+        self.modalities = tuple(
+            names.component_subset(c) for c in self.components if names.component_kind(c) == "encoder"
+        )
         self.heads = tuple(
-            m for m in self.modalities if m != self.combination and names.classifier(m) in self.components
+            m for m in self.modalities if m not in self.combinations and names.classifier(m) in self.components
         )
         self.head_gradient = plan.training.head_gradient
+        # Of a patient's subsets the combination itself comes first; the others are on detached encodings.
+        self._subsets = {c: (c, *_smaller(layout, institution, c)) for c in self.combinations}
         self._stacks: dict[str, Stack | OwnEncoder] = {}
         kinds = {names.encoder(m.name): m for m in plan.modalities if m.kind != MLP}
         self.slices: dict[str, slice] = {}
@@ -189,7 +196,11 @@ class InstitutionModel(nn.Module):
         self.parameters_flat = torch.zeros(start, dtype=torch.float32, device=self.device)
         self.gradients_flat = torch.zeros_like(self.parameters_flat)
         self._bind()
-        self.dropped_units = sum(stack.dropped_units for stack in self._stacks.values())
+        self._units = {
+            c: sum(self._stacks[name].dropped_units for name in self.components_of(c)) for c in self.combinations
+        }
+        self.dropped_units = self._units[self.combination]
+        self.held: frozenset[str] = frozenset()
 
     def _bind(self) -> None:
         for name, stack in self._stacks.items():
@@ -214,8 +225,13 @@ class InstitutionModel(nn.Module):
 
     def hold(self, held: frozenset[str]) -> None:
         """Leaves some components without a gradient; `gradients_flat` stays zero there."""
+        self.held = held
+        self.train_only(frozenset(self.components))
+
+    def train_only(self, used: frozenset[str]) -> None:
+        """Until `hold` or this is called again, only those of `used` have a gradient that are not held."""
         for name, stack in self._stacks.items():
-            stack.requires_grad_(name not in held)
+            stack.requires_grad_(name in used and name not in self.held)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Zeroes the gradients in place; they stay views of `gradients_flat`, whatever `set_to_none` says."""
@@ -250,27 +266,50 @@ class InstitutionModel(nn.Module):
         flat = self.parameters_flat.cpu().numpy()
         return {name: flat[part].copy() for name, part in self.slices.items()}
 
-    def encode(self, features: Sequence[torch.Tensor], masks: DropoutMasks | None) -> list[torch.Tensor]:
+    def encode(
+        self, features: Sequence[torch.Tensor], masks: DropoutMasks | None, combination: str = ""
+    ) -> list[torch.Tensor]:
         """Encodings (patients × encoding width), in modality order, of features in modality order."""
-        return [self._stacks[names.encoder(m)](x, masks) for m, x in zip(self.modalities, features, strict=True)]
+        held = names.modalities_of(combination or self.combination)
+        return [self._stacks[names.encoder(m)](x, masks) for m, x in zip(held, features, strict=True)]
 
-    def forward(self, features: Sequence[torch.Tensor], masks: DropoutMasks | None = None) -> dict[str, torch.Tensor]:
-        """Logits (patients × classes) of every subset that the institution can evaluate: its combination, its heads.
+    def components_of(self, combination: str) -> frozenset[str]:
+        """What the patients of a combination train."""
+        encoders = map(names.encoder, names.modalities_of(combination))
+        return frozenset((*encoders, *map(names.classifier, self._subsets[combination])))
+
+    def forward(
+        self, features: Sequence[torch.Tensor], masks: DropoutMasks | None = None, combination: str = ""
+    ) -> dict[str, torch.Tensor]:
+        """Logits (patients × classes) of every subset that patients of one combination have: the combination itself,
+        and what of it the institution has classifiers of, on detached encodings.
 
         Args:
             features: float32 patients × width, per modality of the combination, in order.
             masks: dropout; None in evaluation.
+            combination: of these patients; the institution's own, where it has one.
         """
+        own = combination or self.combination
+        modalities = names.modalities_of(own)
         if masks is not None:
-            masks.draw(features[0].shape[0], self.dropped_units)
-        encodings = self.encode(features, masks)
-        joined = encodings[0] if len(encodings) == 1 else torch.cat(encodings, dim=1)
-        logits = {self.combination: self._stacks[names.classifier(self.combination)](joined, masks)}
-        for modality, encoding in zip(self.modalities, encodings, strict=True):
-            if modality in self.heads:
-                read = partly_detached(encoding, self.head_gradient)
-                logits[modality] = self._stacks[names.classifier(modality)](read, masks)
+            masks.draw(features[0].shape[0], self._units[own])
+        encodings = dict(zip(modalities, self.encode(features, masks, own), strict=True))
+        logits: dict[str, torch.Tensor] = {}
+        for subset in self._subsets[own]:
+            parts = [encodings[m] for m in names.modalities_of(subset)]
+            if subset != own:
+                parts = [partly_detached(encoding, self.head_gradient) for encoding in parts]
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            logits[subset] = self._stacks[names.classifier(subset)](joined, masks)
         return logits
+
+
+def _smaller(layout: Layout, institution: str, combination: str) -> tuple[str, ...]:
+    """The subsets of less than a combination whose classifiers its patients train too, in layout order."""
+    subsets = [names.component_subset(c) for c in layout.owned(institution) if names.component_kind(c) == "classifier"]
+    return tuple(
+        s for s in subsets if s != combination and combination in layout.trained_by(institution, names.classifier(s))
+    )
 
 
 def partly_detached(encoding: torch.Tensor, share: float) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Prepared:
     def alpha(self, component: str) -> float:
         """α_i = ñ_i / N_c (METHOD.md, "One round", step 4)."""
         cohorts: Cohorts = self.context.cohorts
-        cohort = cohorts.name_of(cohorts.shared[component].owners)
+        cohort = cohorts.name_of(component, cohorts.shared[component].owners)
         if cohort is None:
             raise ConfigurationError(f"the patients of the owners of {component} are not summed in this run.")
         return self.context.share(self.setup.patients, cohort)

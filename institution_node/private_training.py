@@ -9,6 +9,8 @@ finds the norms, a second one, of the losses weighted by the clipping coefficien
 What differs from Opacus' own loop, and why:
 - the noise is `security.privacy.mechanisms.add_gaussian`'s. torch's CPU generator keeps 32 bits of its seed, so its
   noise can be found by trying all seeds, and subtracted; Opacus' `secure_mode` needs a package that does not exist;
+- patients of several combinations pass one combination after the other; each patient's components are all in one pass,
+  and the sum is not divided by how many train a component, which would tell their number;
 - batches are drawn by `poisson_sample` from the same source, and an empty one still takes a step of noise;
 - the optimiser is plain training's: the noised gradient enters it once, so DGB's step sizes, momentum, weight decay
   and FedProx are post-processing. Neither of the last two touches patients, so they stay outside of clipping.
@@ -89,6 +91,7 @@ class PrivateTrainer(LocalTrainer):
         train_rows: Sequence[int] | npt.NDArray[np.int64],
         validation_rows: Sequence[int] | npt.NDArray[np.int64],
         device: str = "cpu",
+        combinations: Sequence[str] = (),
         encoders: Encoders = NO_ENCODERS,
         precision: Precision = "float32",
     ) -> None:
@@ -105,7 +108,18 @@ class PrivateTrainer(LocalTrainer):
                 remedy='Set class_weights = "none" in a plan with differential privacy.',
                 place="training.class_weights",
             )
-        super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows, device, encoders)
+        super().__init__(
+            plan,
+            layout,
+            institution,
+            features,
+            labels,
+            train_rows,
+            validation_rows,
+            device,
+            combinations,
+            encoders,
+        )
         for encoder in self.model.stacks:
             if isinstance(encoder, OwnEncoder):
                 check_supported(encoder)
@@ -187,7 +201,16 @@ class PrivateGradients(GradientSource):
         self._model.zero_grad()
         if rows.size == 0:
             return None
-        features, labels = self._trainer.batch(rows)
-        losses = self._trainer.patient_losses(features, labels, self._masks)
-        DPTensorFastGradientClipping(self._hooks, self._model, losses, "mean").backward()
-        return losses.detach().mean()
+        losses: list[torch.Tensor] = []
+        total = torch.zeros_like(self._model.gradients_flat)
+        for combination, some in self._trainer.by_combination(rows):
+            self._model.zero_grad()
+            # Opacus takes a patient's norm over the parameters that it lists: of what these patients use.
+            self._model.train_only(self._model.components_of(combination))
+            self._hooks.trainable_parameters = [p for p in self._model.parameters() if p.requires_grad]
+            features, labels = self._trainer.batch(some, combination)
+            losses.append(self._trainer.patient_losses(features, labels, self._masks, combination))
+            DPTensorFastGradientClipping(self._hooks, self._model, losses[-1], "mean").backward()
+            total += self._model.gradients_flat
+        self._model.gradients_flat.copy_(total)
+        return torch.cat([each.detach() for each in losses]).mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from federation.plan import Plan
@@ -58,6 +58,12 @@ class RunContext:
         signature at the latest."""
         self.memory.note(self.run.hex(), memory)
 
+    def patients(self, pieces: Iterable[str]) -> int:
+        """ñ_i of the pieces that are this institution's (`Layout.pieces`)."""
+        memory = self.recall()
+        own = [combination for i, _, combination in (p.partition("/") for p in pieces) if i == self.institution]
+        return sum(memory.noised_by_combination[c] if c else memory.noised_patients for c in own)
+
     def share(self, patients: Mapping[str, int], cohort: str) -> float:
         """ñ_i over a cohort's total. 1 where a coordinator understates it: an error would tell by how much."""
-        return min(1.0, self.recall().noised_patients / patients[cohort])
+        return min(1.0, self.patients(self.cohorts.counted[cohort]) / patients[cohort])

@@ -28,7 +28,8 @@ class SetupWork:
 
     Args:
         context: of the run.
-        tables: the training patients' raw table of each of its modalities.
+        tables: modality to the raw table of the training patients who have it.
+        patients: combination to its training patients; one of any name where there is one.
         sums: of the round.
         counted: attribute of the plan's subgroups to bool[groups], those that this institution counts by themselves.
     """
@@ -37,10 +38,11 @@ class SetupWork:
         self,
         context: RunContext,
         tables: Mapping[str, RawTable],
+        patients: Mapping[str, int],
         sums: tuple[Sum, ...],
         counted: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> None:
-        self._context, self._tables, self._counted = context, tables, counted or {}
+        self._context, self._tables, self._patients, self._counted = context, tables, patients, counted or {}
         self._sums = {s.name: s for s in sums}
         self._features = FeatureSums(context.plan, self._sums)
 
@@ -76,28 +78,40 @@ class SetupWork:
             self._context.remember(replace(memory, schema=self._features.schema.digest))
 
     def _weights(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
-        patients = np.array([float(self._noised_patients())])
+        self._count_patients()
+        context = self._context
         made: dict[str, WordSource] = {}
         for p in uploads:
             if p.name.startswith(subgroups.PREFIX):
                 vector = self._counted[p.name.removeprefix(subgroups.PREFIX)].astype(np.float64)
                 made[p.name] = ArrayWords(statistics.encode(vector, subgroups.encoding(len(p.contributors))))
             else:
+                patients = np.array([float(context.patients(context.cohorts.counted[p.name]))])
                 made[p.name] = ArrayWords(statistics.encode(patients, patient_encoding(p.contributors)))
         return made
 
-    def _noised_patients(self) -> int:
-        """ñ_i: drawn once per run and kept (METHOD.md, "Objects")."""
+    def _count_patients(self) -> None:
+        """ñ_i: drawn once per run and kept (METHOD.md, "Objects"); for each combination where there are several.
+
+        Those of a component are the sum over the combinations that train it. One patient is in one combination, so the
+        draws together are as private as one.
+        """
         context = self._context
         memory = context.recall()
         if memory.noised_patients:
-            return memory.noised_patients
-        # A modality's table has every training patient of the institution: who lacks one is in none.
-        n = len(next(iter(self._tables.values())))
+            return
+        listed = context.plan.combinations(context.institution)
         scale = Fraction(context.plan.training.count_noise)
         if scale > 0:
             context.charges.spend("patients", 0, count_event(scale))
-            n = noised_count(n, scale, context.randomness.child("patients"))
-        n = min(max(1, n), statistics.MAX_PATIENTS)
-        context.remember(replace(memory, noised_patients=n))
-        return n
+        if len(listed) == 1:
+            n = self._noised(sum(self._patients.values()), scale, "patients", statistics.MAX_PATIENTS)
+            context.remember(replace(memory, noised_patients=n))
+            return
+        most = statistics.MAX_PATIENTS // len(listed)
+        found = {c: self._noised(self._patients.get(c, 0), scale, f"patients/{c}", most) for c in listed}
+        context.remember(replace(memory, noised_patients=sum(found.values()), noised_by_combination=found))
+
+    def _noised(self, n: int, scale: Fraction, name: str, most: int) -> int:
+        drawn = noised_count(n, scale, self._context.randomness.child(name)) if scale > 0 else n
+        return min(max(1, drawn), most)

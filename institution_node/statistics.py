@@ -65,23 +65,18 @@ class Divisors:
         return Divisors(float(max(1, noised_patients)), max(1.0, held), public=True)
 
 
-def rescaled(
-    losses: Mapping[str, SubsetLosses], training_patients: int, validation_patients: int, divisors: Divisors
-) -> dict[str, LossPair]:
-    """Mean losses by subset, over `divisors` in place of the patients that they are means of.
+def rescaled(loss: SubsetLosses, training_patients: int, validation_patients: int, divisors: Divisors) -> LossPair:
+    """Mean losses of a subset, over `divisors` in place of the patients that they are means of.
 
-    A subset without validation patients has a validation loss of None, or of 0 where `divisors` are public: that nobody
-    was there must not show.
+    Without validation patients the validation loss is None, or 0 where `divisors` are public: that nobody was there
+    must not show.
     """
-    found: dict[str, LossPair] = {}
-    for subset, loss in losses.items():
-        held = loss.validation
-        if held is not None:
-            held *= validation_patients / divisors.validation
-        elif divisors.public:
-            held = 0.0
-        found[subset] = LossPair(loss.training * training_patients / divisors.training, held)
-    return found
+    held = loss.validation
+    if held is not None:
+        held *= validation_patients / divisors.validation
+    elif divisors.public:
+        held = 0.0
+    return LossPair(loss.training * training_patients / divisors.training, held)
 
 
 @dataclass(frozen=True)

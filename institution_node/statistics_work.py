@@ -79,21 +79,28 @@ class StatisticsWork:
         largest = self._context.plan.proximity.loss_max
         return min(training, largest), min(validation, largest)
 
-    def _divisors(self, evaluation: Evaluation) -> Divisors:
-        if self._context.private:
-            return Divisors.of_noised(self._before.noised_patients, self._context.plan.training.validation_fraction)
-        return Divisors(self._prepared.trainer.patients, max(1, len(evaluation.labels)))
+    def _divisors(self, evaluation: Evaluation, subset: str) -> Divisors:
+        """Of those who have the subset."""
+        context, name = self._context, self._context.institution
+        if context.private:
+            pieces = context.cohorts.ownership.pieces(names.classifier(subset), (name,))
+            return Divisors.of_noised(context.patients(pieces), context.plan.training.validation_fraction)
+        trained = evaluation.trained(subset, self._prepared.trainer.patients)
+        return Divisors(max(1, trained), max(1, evaluation.held(subset)))
 
     def _divided(self, evaluation: Evaluation) -> dict[str, LossPair]:
-        trained, held = self._prepared.trainer.patients, len(evaluation.labels)
-        return rescaled(evaluation.losses, trained, held, self._divisors(evaluation))
+        found: dict[str, LossPair] = {}
+        for subset, loss in evaluation.losses.items():
+            trained = evaluation.trained(subset, self._prepared.trainer.patients)
+            found[subset] = rescaled(loss, trained, evaluation.held(subset), self._divisors(evaluation, subset))
+        return found
 
     def sources(self, uploads: tuple[Part, ...]) -> dict[str, WordSource]:
         """The words of some parts."""
         context, prepared = self._context, self._prepared
         plan = context.plan
         evaluation = self.evaluation or self.trainer.evaluate(self.weights())
-        divisors, losses = self._divisors(evaluation), self._divided(evaluation)
+        losses = self._divided(evaluation)
         encoded: dict[str, Encoded] = {}
         for part in uploads:
             kind, _, name = part.name.partition("/")
@@ -101,11 +108,13 @@ class StatisticsWork:
             if kind == "losses":
                 p = self.proximity(name)
                 context.recorder.near(name, p)
-                logits, labels = evaluation.logits[name], evaluation.labels
-                last = self._last.get(name)
+                logits, labels = evaluation.logits[name], evaluation.labels_of(name)
+                last, divisors = self._last.get(name), self._divisors(evaluation, name)
                 encoded[part.name] = encode_losses(plan, losses[name], logits, labels, p, last, divisors, n)
             elif kind == "metrics":
-                encoded[part.name] = encode_metrics(plan, evaluation.labels, evaluation.probabilities, n)
+                rows = evaluation.rows_of(context.cohorts.row_combinations(name, context.institution))
+                labels, chances = evaluation.labels[rows], evaluation.probabilities[rows]
+                encoded[part.name] = encode_metrics(plan, labels, chances, n)
             elif kind == "subgroups":
                 places = prepared.groups[name]
                 encoded[part.name] = encode_subgroups(
@@ -136,7 +145,8 @@ class StatisticsWork:
         components = [names.encoder(m) for m in names.modalities_of(subset)] + [names.classifier(subset)]
         size = 0.0
         if context.plan.proximity.kind == "size":
-            cohort = context.cohorts.name_of(self._prepared.layout.subsets[subset])
+            evaluators = self._prepared.layout.subsets[subset]
+            cohort = context.cohorts.name_of(names.classifier(subset), evaluators)
             size = context.share(self._prepared.setup.patients, cohort) if cohort else 0.0
         return proximity.proximity(proximity_settings(context.plan), updates.dots, updates.shares, components, size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -61,8 +61,8 @@ class SubsetLosses:
     """Mean per-patient cross-entropy of one subset, each patient's clipped at the plan's `proximity.loss_max`.
 
     Attributes:
-        training: over the training patients, evaluation mode.
-        validation: over the validation patients; None where there is none.
+        training: over the training patients who have the subset, evaluation mode; 0 where there is none.
+        validation: over the validation patients who have it; None where there is none.
     """
 
     training: float
@@ -70,28 +70,74 @@ class SubsetLosses:
 
 
 @dataclass(frozen=True)
+class Combinations:
+    """Who is who where patients of one institution come in several combinations.
+
+    Attributes:
+        own: of each validation patient.
+        rows: subset to the validation patients who have it, int64, ascending.
+        trained: subset to the number of training patients who have it.
+    """
+
+    own: tuple[str, ...]
+    rows: Mapping[str, Int64]
+    trained: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The model at some weights, on one institution's patients.
 
     Attributes:
-        combination: the institution's own.
-        losses: every subset that the institution can evaluate (its combination; each modality that it has a head
+        combination: the institution's own; the largest where its patients come in several.
+        losses: every subset that the institution can evaluate (its combinations; each modality that it has a head
         for).
         logits: the same subsets to float32[validation patients, classes], before any temperature.
         labels: int64[validation patients].
+        several: where its patients come in several combinations; None: all have `combination`.
     """
 
     combination: str
     losses: Mapping[str, SubsetLosses]
     logits: Mapping[str, Float32]
     labels: Int64
+    several: Combinations | None = None
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """float64[validation patients, classes]: the combination's classifier."""
-        logits = self.logits[self.combination].astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-math.inf))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+        """float64[validation patients, classes]: each patient's by the classifier of its own combination."""
+        if self.several is None:
+            return _softmax(self.logits[self.combination])
+        found = np.zeros((len(self.labels), next(iter(self.logits.values())).shape[1]))
+        for combination in sorted(set(self.several.own)):
+            rows = self.several.rows[combination]
+            among = [k for k, row in enumerate(rows) if self.several.own[row] == combination]
+            found[rows[among]] = _softmax(self.logits[combination])[among]
+        return found
+
+    def labels_of(self, subset: str) -> Int64:
+        """int64: of the validation patients whose logits of a subset there are."""
+        return self.labels if self.several is None else self.labels[self.several.rows[subset]]
+
+    def held(self, subset: str) -> int:
+        """Validation patients who have a subset."""
+        return len(self.labels_of(subset))
+
+    def trained(self, subset: str, patients: int) -> int:
+        """Training patients who have a subset, of so many."""
+        return patients if self.several is None else self.several.trained[subset]
+
+    def rows_of(self, combinations: Collection[str]) -> Int64:
+        """Validation patients whose own combination is one of these; all of them where there is one combination."""
+        if self.several is None:
+            return np.arange(len(self.labels))
+        return np.array([k for k, own in enumerate(self.several.own) if own in combinations], dtype=np.int64)
+
+
+def _softmax(logits: Float32) -> npt.NDArray[np.float64]:
+    values = logits.astype(np.float64)
+    powers = np.exp(values - values.max(axis=1, keepdims=True, initial=-math.inf))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 class Trainer(Protocol):
@@ -131,6 +177,7 @@ class TrainerFactory(Protocol):
         train_rows: Int64,
         validation_rows: Int64,
         device: str,
+        combinations: Sequence[str] = (),
     ) -> Trainer: ...
 
 
@@ -157,11 +204,24 @@ def trainer_for(
     train_rows: Int64,
     validation_rows: Int64,
     device: str,
+    combinations: Sequence[str] = (),
     encoders: Encoders = NO_ENCODERS,
     precision: Precision = "float32",
 ) -> Trainer:
     """The plan's trainer: DP-SGD where the plan has differential privacy."""
-    arguments = (plan, layout, institution, features, labels, train_rows, validation_rows, device, encoders, precision)
+    arguments = (
+        plan,
+        layout,
+        institution,
+        features,
+        labels,
+        train_rows,
+        validation_rows,
+        device,
+        combinations,
+        encoders,
+        precision,
+    )
     if plan.differential_privacy.enabled:
         from institution_node.private_training import PrivateTrainer
 

@@ -15,11 +15,12 @@ from torch.nn import functional
 from federation import names
 from federation.layout import Layout
 from federation.plan import Plan
+from institution_node.combinations import Several, grouped
 from institution_node.encoder_kinds import NO_ENCODERS, Encoders
 from institution_node.errors import NonFiniteTrainingError, TrainingDataError
 from institution_node.models import DropoutMasks, InstitutionModel
 from institution_node.optimisers import FlatOptimiser
-from institution_node.trainer import Evaluation, Precision, SubsetLosses, Trajectory
+from institution_node.trainer import Combinations, Evaluation, Precision, SubsetLosses, Trajectory
 from security.errors import LocalMisuseError
 from security.privacy.randomness import Randomness, permutation
 
@@ -43,6 +44,8 @@ class LocalTrainer:
         device: torch's name of the device.
         encoders: factories of the kinds, other than `mlp`, that the institution's modalities are of.
         precision: `mixed`: a step multiplies in bfloat16; weights, gradients, optimiser and evaluation stay float32.
+        combinations: n names, each patient's; empty: all have all of the institution's modalities. What a patient does
+            not have of `features` is not looked at.
 
     Attributes:
         model: what it trains; its parameters are whatever was loaded last.
@@ -66,12 +69,13 @@ class LocalTrainer:
         train_rows: Sequence[int] | Int64,
         validation_rows: Sequence[int] | Int64,
         device: str = "cpu",
+        combinations: Sequence[str] = (),
         encoders: Encoders = NO_ENCODERS,
         precision: Precision = "float32",
     ) -> None:
         training = np.asarray(train_rows, dtype=np.int64)
         validation = np.asarray(validation_rows, dtype=np.int64)
-        _check_patients(plan, layout, institution, features, labels, training, validation)
+        _check_patients(plan, layout, institution, features, labels, training, validation, combinations)
         self.plan = plan
         self.institution = institution
         self._mixed = precision == "mixed"
@@ -81,6 +85,7 @@ class LocalTrainer:
         self.train_labels = torch.from_numpy(labels[training]).to(self.model.device)
         self.validation_features = self._to_device(features, validation)
         self.validation_labels = labels[validation]
+        self._own = Several.of(self.model, combinations, training, validation)
         self.class_weights = self._balance(labels[training]) if plan.training.class_weights == "balanced" else None
 
     def autocast(self) -> torch.autocast:
@@ -159,6 +164,8 @@ class LocalTrainer:
             NonFiniteTrainingError: a prediction is NaN or infinite.
         """
         self.model.load(weights)
+        if self._own is not None:
+            return self._evaluate_each(self._own)
         with torch.inference_mode():
             training = self.model(self.train_features)
             validation = self.model(self.validation_features)
@@ -173,6 +180,45 @@ class LocalTrainer:
                 held = self.mean_loss(validation[subset], labels)
             losses[subset] = SubsetLosses(own, held)
         return Evaluation(self.model.combination, losses, logits, self.validation_labels)
+
+    def _evaluate_each(self, own: Several) -> Evaluation:
+        """Combination by combination; each subset's losses are over all patients who have it."""
+        with torch.inference_mode():
+            training, trained = self._logits(own.training, self.train_features)
+            validation, held = self._logits(own.validation, self.validation_features)
+        losses: dict[str, SubsetLosses] = {}
+        labels = torch.from_numpy(self.validation_labels).to(self.model.device)
+        for subset in own.subsets:
+            there, other = torch.from_numpy(trained[subset]), torch.from_numpy(held[subset])
+            loss = self.mean_loss(training[subset], self.train_labels[there]) if len(there) else 0.0
+            losses[subset] = SubsetLosses(
+                loss, self.mean_loss(validation[subset], labels[other]) if len(other) else None
+            )
+        logits = {subset: validation[subset].cpu().numpy() for subset in own.subsets}
+        counts = {subset: len(rows) for subset, rows in trained.items()}
+        several = Combinations(own.validation, held, counts)
+        return Evaluation(self.model.combination, losses, logits, self.validation_labels, several)
+
+    def _logits(
+        self, own: Sequence[str], features: Sequence[torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Int64]]:
+        """Subset to the logits of the patients who have it, and to their rows, ascending."""
+        assert self._own is not None
+        rows: dict[str, list[Int64]] = {subset: [np.zeros(0, np.int64)] for subset in self._own.subsets}
+        values = {subset: [torch.zeros(0, self._classes, device=self.model.device)] for subset in self._own.subsets}
+        for combination, some in grouped(own, np.arange(len(own))):
+            index = torch.from_numpy(some).to(self.model.device)
+            inputs = [features[k].index_select(0, index) for k in self._own.places[combination]]
+            for subset, logits in self.model(inputs, None, combination).items():
+                rows[subset].append(some)
+                values[subset].append(logits)
+        found, placed = {}, {}
+        for subset, parts in rows.items():
+            whole = np.concatenate(parts)
+            order = np.argsort(whole)
+            placed[subset] = whole[order]
+            found[subset] = torch.cat(values[subset])[torch.from_numpy(order)]
+        return found, placed
 
     def mean_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
         """Mean cross-entropy of patients (logits: patients × classes), each clipped at the plan's `loss_max`.
@@ -219,16 +265,37 @@ class LocalTrainer:
         weights = np.where(counts > 0, labels.size / (present * np.maximum(counts, 1)), 0.0)
         return torch.from_numpy(weights.astype(np.float32)).to(self.model.device)
 
-    def batch(self, rows: Int64) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Features per modality and labels of some of the training patients."""
+    def by_combination(self, rows: Int64) -> list[tuple[str, Int64]]:
+        """Some of the training patients by combination, smallest first: what `batch` and `patient_losses` take."""
+        if self._own is None:
+            return [(self.model.combination, rows)]
+        return grouped(self._own.training, rows)
+
+    def scale_gradients(self) -> None:
+        """Makes of the mean over a batch's patients, for each component, the mean over those of them who train it, as
+        many as are to be expected: so each of an institution's patients counts alike for a component, as in α_i."""
+        if self._own is not None:
+            for name, factor in self._own.scales.items():
+                self.model.gradients_flat[self.model.slices[name]].mul_(factor)
+
+    def batch(self, rows: Int64, combination: str = "") -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Features per modality and labels of some of the training patients, who are of one combination."""
         index = torch.from_numpy(rows).to(self.model.device)
-        return [x.index_select(0, index) for x in self.train_features], self.train_labels.index_select(0, index)
+        features = self.train_features
+        if self._own is not None:
+            features = [features[k] for k in self._own.places[combination]]
+        return [x.index_select(0, index) for x in features], self.train_labels.index_select(0, index)
 
     def patient_losses(
-        self, features: Sequence[torch.Tensor], labels: torch.Tensor, masks: DropoutMasks | None
+        self,
+        features: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        masks: DropoutMasks | None,
+        combination: str = "",
     ) -> torch.Tensor:
-        """float32[patients]: the classifier's cross-entropy plus each head's, times the patient's class weight."""
-        logits = list(self.model(features, masks).values())
+        """float32[patients]: the classifier's cross-entropy plus that of each subset of less, times the patient's class
+        weight; the patients are of one combination."""
+        logits = list(self.model(features, masks, combination).values())
         subsets = len(logits)
         if subsets == 1:
             losses = functional.cross_entropy(logits[0], labels, reduction="none")
@@ -265,11 +332,14 @@ class BatchGradients(GradientSource):
 
     def gradient(self) -> torch.Tensor:
         """See GradientSource."""
-        features, labels = self._trainer.batch(next(self._batches))
-        with self._trainer.autocast():
-            loss = self._trainer.patient_losses(features, labels, self._masks).mean()
+        trainer = self._trainer
+        groups = trainer.by_combination(next(self._batches))
+        with trainer.autocast():
+            losses = [trainer.patient_losses(*trainer.batch(rows, c), self._masks, c) for c, rows in groups]
+            loss = (losses[0] if len(losses) == 1 else torch.cat(losses)).mean()
         self._model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
+        trainer.scale_gradients()
         if self._clip > 0.0:
             flat = self._model.gradients_flat
             flat.mul_((self._clip / (torch.linalg.vector_norm(flat) + 1e-12)).clamp_(max=1.0))
@@ -310,6 +380,7 @@ def _check_patients(
     labels: Int64,
     training: Int64,
     validation: Int64,
+    combinations: Sequence[str],
 ) -> None:
     if institution not in layout.combinations:
         raise TrainingDataError(
@@ -321,7 +392,12 @@ def _check_patients(
         raise TrainingDataError(
             f"labels must be class indices in [0, {classes}).", remedy="Read them with the plan's label."
         )
-    for modality in names.modalities_of(layout.combinations[institution]):
+    if len(layout.combinations[institution]) > 1 and len(combinations) != n:
+        raise TrainingDataError(
+            f"{institution} has several combinations, and {len(combinations)} of {n} patients say which is theirs.",
+            remedy="Give the combination of every patient.",
+        )
+    for modality in dict.fromkeys(m for c in layout.combinations[institution] for m in names.modalities_of(c)):
         width = layout.inputs[modality]
         values = features.get(modality)
         if values is None or values.shape != (n, width):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from consilium.v1 import round_pb2 as pb
 
 from federation import names
-from federation.blending import advance, step_weights
+from federation.blending import BlendingSettings, advance, step_weights
+from federation.layout import subsets_of
 from federation.proximity import ComponentDots
 from federation.rounds import ComponentDigests, Figures
 from federation.settings import blending_settings, model_encoding, thinning
@@ -198,6 +199,26 @@ class UpdateWork:
             v = step_weights(scores, plan.modality_order, settings, self._number - 1)
             moved = {name: v[m] for m in plan.modality_order if (name := names.encoder(m)) in owned}
         else:
-            v = step_weights(scores, subsets, settings, self._number - 1)
-            moved = {name: v.get(names.component_subset(name), 1.0) for name in owned}
+            held = layout.combinations[context.institution]
+            moved = {name: _mean_factor(name, held, scores, settings, self._number - 1) for name in owned}
         return {name: plan.component(name).step * moved.get(name, 1.0) for name in owned}
+
+
+def _mean_factor(
+    component: str,
+    held: Sequence[str],
+    scores: Mapping[str, float | None],
+    settings: BlendingSettings,
+    round_index: int,
+) -> float:
+    """κ·v of a component, at an institution with these combinations: of a combination's classifier by that one alone,
+    else the mean over the combinations with the modality.
+
+    Not over patients, whose numbers are the institution's own.
+    """
+    subset = names.component_subset(component)
+    if subset in held and names.component_kind(component) == "classifier":
+        held = (subset,)
+    by_combination = [step_weights(scores, subsets_of(c), settings, round_index) for c in held]
+    factors = [v[subset] for v in by_combination if subset in v]
+    return sum(factors) / len(factors) if factors else 1.0

@@ -156,8 +156,8 @@ def pooled(plan: Plan, federation: Federation, seed: int) -> Model:
     made = layout(own, schema.widths)
     everybody = np.concatenate([p.data.labels[p.training] for p in patients.values()])
     groups: list[Group] = []
-    for combination in dict.fromkeys(made.combinations.values()):
-        members = [n for n, c in made.combinations.items() if c == combination]
+    for combination in dict.fromkeys(c for (c,) in made.combinations.values()):
+        members = [n for n, (c,) in made.combinations.items() if c == combination]
         features = {
             m: np.concatenate([schema.transform(m, patients[n].data.tables[m]) for n in members])
             for m in names.modalities_of(combination)

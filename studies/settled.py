@@ -60,7 +60,7 @@ class Settled:
             raise StudyError("another plan's round 0 counts other subgroups.", remedy="Settle this plan by itself.")
         mine, theirs = self.plan.training, plan.training
         same = (mine.validation_fraction, mine.count_noise) == (theirs.validation_fraction, theirs.count_noise)
-        if not same or dict(Cohorts(plan).patients) != dict(Cohorts(self.plan).patients):
+        if not same or dict(Cohorts(plan).counted) != dict(Cohorts(self.plan).counted):
             raise StudyError("another plan's round 0 counts other patients.", remedy="Settle this plan by itself.")
 
     @property
@@ -82,5 +82,9 @@ class Settled:
 def memory_after(memory: RunMemory) -> RunMemory:
     """What an institution remembers of round 0, and nothing of the rounds that followed."""
     return RunMemory(
-        split_key=memory.split_key, noised_patients=memory.noised_patients, schema=memory.schema, setup=memory.setup
+        split_key=memory.split_key,
+        noised_patients=memory.noised_patients,
+        noised_by_combination=memory.noised_by_combination,
+        schema=memory.schema,
+        setup=memory.setup,
     )

@@ -86,3 +86,11 @@ def example_plan(institutions: int = 9, **changes: Any) -> Plan:
     if "features" not in changes:
         fields["features"] = FeatureFloors(min_institutions=fields["secure_sum"].k_min)
     return Plan(**fields)
+
+
+def with_combinations(plan: Plan, listed: Mapping[str, tuple[str, ...]]) -> Plan:
+    """The plan with the combinations that some institutions' patients come in."""
+    institutions = tuple(
+        i.model_copy(update={"combinations": listed.get(i.name, i.combinations)}) for i in plan.institutions
+    )
+    return plan.model_copy(update={"institutions": institutions})

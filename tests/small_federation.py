@@ -19,10 +19,11 @@ from consilium.v1 import service_pb2 as pb
 
 from coordinator.observer import Observer
 from federation import plan_check
+from federation.names import modalities_of
 from federation.plan import Plan
 from federation.subgroups import groups_of
 from federation.tables import RawTable
-from institution_node.data import InstitutionData
+from institution_node.data import InstitutionData, with_gaps
 from institution_node.library import LinkLibrary
 from institution_node.link import CoordinatorLink
 from institution_node.local_run import LocalRun
@@ -74,7 +75,8 @@ def small_plan(institutions: int = 7, **changes: Any) -> Plan:
 
 
 def patients(plan: Plan, institution: str, seed: int = 0, count: int = 40) -> InstitutionData:
-    """Patients whose later stage shifts every numeric column a little; some values are missing."""
+    """Patients whose later stage shifts every numeric column a little; some values are missing. Where the plan lists
+    several combinations for the institution, patients have them in turn, two by two."""
     rng = np.random.default_rng([seed, *institution.encode()])
     count += plan.roster.index(institution)  # no two institutions are of one size
     ids = tuple(f"{institution}-patient-{i:03}" for i in range(count))
@@ -93,7 +95,11 @@ def patients(plan: Plan, institution: str, seed: int = 0, count: int = 40) -> In
                 codes = rng.integers(len(column.categories), size=count)
                 categorical[column.name] = tuple(column.categories[k] for k in codes)
         tables[modality.name] = RawTable(ids, numeric, categorical)
-    data = InstitutionData(ids, tables, labels, f"fingerprint-of-{institution}")
+    listed, own = plan.combinations(institution), tuple[str, ...]()
+    if len(listed) > 1:
+        own = tuple(listed[k // 2 % len(listed)] for k in range(count))  # both classes in each
+        tables = {m: with_gaps(table, ids, [m in modalities_of(c) for c in own]) for m, table in tables.items()}
+    data = InstitutionData(ids, tables, labels, f"fingerprint-of-{institution}", combinations=own)
     drawn = np.random.default_rng([seed, 1, *institution.encode()])
     attributes = counts_by(plan, institution)
     return data.with_subgroups({a.name: drawn.integers(len(groups_of(a)), size=count) for a in attributes})

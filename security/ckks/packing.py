@@ -62,7 +62,7 @@ def packs(parts: Iterable[Part]) -> tuple[Pack, ...]:
     """The packs of a sum's parts, or of those that one institution uploads, in the order of their first parts."""
     found: dict[tuple[object, ...], list[Part]] = {}
     for part in parts:
-        key = (part.contributors, part.ring, part.together, part.quantity)
+        key = (part.contributors, part.ring, part.together, part.quantity, part.pieces)
         found.setdefault(key, []).append(part)
     return tuple(Pack(tuple(each)) for each in found.values())
 

@@ -19,7 +19,14 @@ _PRIMES: Final = (2, 2**31 - 1)
 zeros and ones reaches it (Hadamard: 3645)."""
 
 _Column = tuple[int, ...]
-"""One institution: 1 for each cohort that it is in."""
+"""One piece: 1 for each cohort that it is in."""
+_Kind = tuple[_Column, ...]
+"""One institution: its pieces, in order."""
+
+
+def institution_of(piece: str) -> str:
+    """Whose value a piece is of: `a` of `a/mrna+image`, and of `a`."""
+    return piece.partition("/")[0]
 
 
 def subtracts_below(k_min: int, cohorts: Iterable[Cohort]) -> int | None:
@@ -30,9 +37,13 @@ def subtracts_below(k_min: int, cohorts: Iterable[Cohort]) -> int | None:
     set W alone vanishes outside W; there is one if and only if the cohorts without W have a smaller rank than with it.
     `k_min` leaves room for `max_colluders` in W who know their own values.
 
+    Where an institution's value is a sum of pieces, some of which another cohort's sum holds too (its patients by
+    combination of modalities), each piece is a column of its own, and leaves W with its institution. So {1, 2, 3} with
+    all pieces less {1, 2, 3} without 1's second piece is that piece.
+
     Args:
         k_min: the privacy floor.
-        cohorts: of one quantity in one round; equal ones count once.
+        cohorts: of one quantity in one round: institutions, or `institution/piece`; equal ones count once.
 
     Returns:
         That number; 0 if there are too many cohorts to check, or too entangled ones.
@@ -45,22 +56,25 @@ def _fewest(k_min: int, cohorts: frozenset[Cohort]) -> int | None:
     if len(cohorts) > MAX_COHORTS:
         return 0
     rows = sorted(cohorts, key=sorted)
-    members = sorted(frozenset().union(*rows))
-    columns = sorted(tuple(int(name in row) for row in rows) for name in members)
-    doubtful = [prime for prime in _PRIMES if not _always_full_rank(columns, prime, k_min)]
+    pieces: dict[str, list[_Column]] = {}
+    for name in sorted(frozenset().union(*rows)):
+        pieces.setdefault(institution_of(name), []).append(tuple(int(name in row) for row in rows))
+    kinds = sorted(tuple(sorted(own)) for own in pieces.values())
+    doubtful = [prime for prime in _PRIMES if not _always_full_rank(kinds, prime, k_min)]
     if not doubtful:
         return None
-    size = {column: columns.count(column) for column in columns}  # who is in the same cohorts cannot be told apart
-    distinct = sorted(size, key=lambda column: (size[column], column))
+    size = {kind: kinds.count(kind) for kind in kinds}  # who is in the same cohorts cannot be told apart
+    distinct = sorted(size, key=lambda kind: (size[kind], kind))
+    everything = sorted({column for kind in distinct for column in kind})
     found: int | None = None
-    for tried, small in enumerate(_small_sets([size[column] for column in distinct], k_min)):
+    for tried, small in enumerate(_small_sets([size[kind] for kind in distinct], k_min)):
         if tried == MAX_SMALL_SETS:
             return 0
         weight = sum(size[distinct[x]] for x in small)
-        outside = [column for x, column in enumerate(distinct) if x not in small]
+        outside = sorted({column for x, kind in enumerate(distinct) if x not in small for column in kind})
         if found is not None and weight >= found:
             continue
-        if any(len(_basis(outside, prime)) < len(_basis(distinct, prime)) for prime in doubtful):
+        if any(len(_basis(outside, prime)) < len(_basis(everything, prime)) for prime in doubtful):
             found = weight
     return found
 
@@ -86,15 +100,16 @@ def check_no_differencing(quantity: str, cohorts: Iterable[Cohort], k_min: int) 
         )
 
 
-def _always_full_rank(columns: Sequence[_Column], prime: int, k_min: int) -> bool:
-    """Whether `k_min` disjoint bases are soon found: then no k_min − 1 members can be in all of them."""
-    rank = len(_basis(columns, prime))
-    rest = list(columns)
+def _always_full_rank(kinds: Sequence[_Kind], prime: int, k_min: int) -> bool:
+    """Whether `k_min` bases of disjoint institutions are soon found: then no k_min − 1 can be in all of them."""
+    rest = [(who, column) for who, kind in enumerate(kinds) for column in kind]
+    rank = len(_basis([column for _, column in rest], prime))
     for _ in range(k_min):
-        chosen = _basis(rest, prime)
+        chosen = _basis([column for _, column in rest], prime)
         if len(chosen) < rank:
             return False
-        rest = [column for x, column in enumerate(rest) if x not in chosen]
+        used = {rest[x][0] for x in chosen}
+        rest = [(who, column) for who, column in rest if who not in used]
     return True
 
 

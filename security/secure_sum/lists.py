@@ -72,7 +72,7 @@ def check_opened(
         )
     opened: Cohorts = {}
     for part in parts:
-        opened.setdefault(part.quantity or f"{sum_name}/{part.name}", []).append(part.contributors & alive)
+        opened.setdefault(part.quantity or f"{sum_name}/{part.name}", []).append(part.opened_pieces(alive))
     for quantity, cohorts in opened.items():
         check_no_differencing(quantity, [*before.get(quantity, ()), *cohorts], attempt.k_min)
     return opened

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 from security.errors import ConfigurationError
-from security.secure_sum.cohorts import subtracts_below
+from security.secure_sum.cohorts import institution_of, subtracts_below
 from security.secure_sum.graph import MAX_COMPLETE_GRAPH, MAX_ROSTER, Graph, SparseGraph
 
 Ring = Literal[16, 32, 64]
@@ -57,6 +57,8 @@ class Part:
         length: words.
         contributors: institutions that hold a vector for it.
         quantity: parts of one round with the same quantity are checked against each other for differencing (rule 9).
+        pieces: `institution/combination` for each piece of the values of those contributors whose value is a sum of
+            pieces that other parts of the quantity hold too; who is in none is one piece of itself.
         together: uploaded and opened only while all contributors are there. For what is much the same in every round,
             counts of the same patients: two rounds' sums, over cohorts that differ by one dropout, would differ by
             exactly the counts of who dropped out (rule 9).
@@ -71,6 +73,7 @@ class Part:
     quantity: str = ""
     together: bool = False
     ciphertext_bytes: int | None = None
+    pieces: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -85,6 +88,14 @@ class Part:
     def sent_bytes(self) -> int:
         """Bytes that one institution uploads of it."""
         return self.bytes if self.ciphertext_bytes is None else self.ciphertext_bytes
+
+    def opened_pieces(self, alive: frozenset[str]) -> frozenset[str]:
+        """What the sum over the contributors among `alive` adds up: what differencing is checked on."""
+        whole = self.contributors & alive
+        if not self.pieces:
+            return whole
+        kept = {piece for piece in self.pieces if institution_of(piece) in whole}
+        return frozenset(kept | (whole - {institution_of(piece) for piece in kept}))
 
     def there(self, institutions: frozenset[str], k_min: int) -> frozenset[str] | None:
         """The contributors among `institutions`; None where they are too few for this part."""
@@ -257,7 +268,7 @@ class Attempt:
                 continue
             if graph is not None and not graph.circle(part.contributors & cohort).holds(survivors, self.max_colluders):
                 continue
-            beside = [p.contributors & alive for p in opened if part.quantity and p.quantity == part.quantity]
-            if subtracts_below(self.k_min, [*beside, survivors]) is None:
+            beside = [p.opened_pieces(alive) for p in opened if part.quantity and p.quantity == part.quantity]
+            if subtracts_below(self.k_min, [*beside, part.opened_pieces(alive)]) is None:
                 opened.append(part)
         return tuple(opened)

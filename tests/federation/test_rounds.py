@@ -31,7 +31,7 @@ def check_alphas(federation: SmallFederation) -> None:
         for (_, sum_name), kept in federation.recorded[i].items():
             if sum_name == "updates":
                 for name, alpha in kept.alphas.items():
-                    cohort = run.cohorts.name_of(run.cohorts.shared[name].owners)
+                    cohort = run.cohorts.name_of(name, run.cohorts.shared[name].owners)
                     assert alpha == counts[i] / setup.patients[cohort]
 
 
@@ -204,7 +204,9 @@ def test_other_proximities_run(kind: str) -> None:
         setup = federation.run.state.setup
         for i, told in federation.told.items():
             for subset, p in told.near:
-                cohort = federation.run.cohorts.name_of(federation.run.cohorts.ownership.subsets[subset])
+                cohort = federation.run.cohorts.name_of(
+                    f"classifier/{subset}", federation.run.cohorts.ownership.subsets[subset]
+                )
                 assert p == federation.memory(i).noised_patients / setup.patients[cohort]
 
 

@@ -17,8 +17,8 @@ LARGEST = PLAN.proximity.loss_max
 def row(training: list[float], logits: np.ndarray, labels: np.ndarray, divisors: Divisors) -> np.ndarray:
     exact = -np.log(np.exp(logits)[np.arange(len(labels)), labels] / np.exp(logits).sum(axis=1)) if len(labels) else []
     held = float(np.mean(np.minimum(exact, LARGEST))) if len(labels) else None
-    means = {"mrna": LossPair(float(np.mean(training)) if training else 0.0, held)}
-    pair = rescaled(means, len(training), len(labels), divisors)["mrna"]
+    means = LossPair(float(np.mean(training)) if training else 0.0, held)
+    pair = rescaled(means, len(training), len(labels), divisors)
     e = encode_losses(PLAN, pair, logits.astype(np.float32), labels, 1.0, None, divisors, 9)
     return statistics.decode(e.words, e.encoding) / e.sensitivity
 
@@ -48,10 +48,10 @@ def test_one_training_patient_moves_the_row_by_its_sensitivity(training: list[fl
 
 
 def test_without_privacy_losses_are_means_and_nobody_means_none() -> None:
-    pair = {"mrna": LossPair(0.5, 0.7)}
+    pair = LossPair(0.5, 0.7)
     assert rescaled(pair, 30, 8, Divisors(30, 8)) == pair
-    assert rescaled({"mrna": LossPair(0.5, None)}, 30, 0, Divisors(30, 1))["mrna"].validation is None
+    assert rescaled(LossPair(0.5, None), 30, 0, Divisors(30, 1)).validation is None
 
 
 def test_under_privacy_nobody_validating_looks_like_a_loss_of_zero() -> None:
-    assert rescaled({"mrna": LossPair(0.5, None)}, 30, 0, Divisors.of_noised(28, 0.2))["mrna"].validation == 0.0
+    assert rescaled(LossPair(0.5, None), 30, 0, Divisors.of_noised(28, 0.2)).validation == 0.0

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,8 +140,9 @@ class FollowingVectors(GeneratedVectors):
         train_rows: Int64,
         validation_rows: Int64,
         device: str,
+        combinations: Sequence[str] = (),
     ) -> None:
-        super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows, device)
+        super().__init__(plan, layout, institution, features, labels, train_rows, validation_rows, device, combinations)
         self._institution = institution
 
     def train(

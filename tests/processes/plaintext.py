@@ -42,7 +42,7 @@ def check_sums(bench: Bench, run: bytes, plan: Plan) -> int:
         for component, members in owners.items():
             w = weights[component]
             encoding = ModelEncoding(secure.clip, secure.headroom, len(members))
-            cohort = cohorts.name_of(cohorts.shared[component].owners)
+            cohort = cohorts.name_of(component, cohorts.shared[component].owners)
             assert cohort is not None
             total, weight = np.zeros(w.size + 1, np.uint32), np.empty(w.size, np.uint32)
             for name in sorted(survivors & members):

@@ -333,21 +333,27 @@ class Institution(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     MODALITIES_FIELD_NUMBER: _builtins.int
+    COMBINATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     key: _builtins.str
     """"p256:" and the base64 of the compressed public point: the certified identity key."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def combinations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Combinations that its patients have, "mrna+image"; empty: every patient has all of its modalities."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         key: _builtins.str = ...,
         modalities: _abc.Iterable[_builtins.str] | None = ...,
+        combinations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "modalities", b"modalities", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combinations", b"combinations", "key", b"key", "modalities", b"modalities", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
