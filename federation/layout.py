@@ -132,7 +132,7 @@ def layout(plan: Plan, input_widths: Mapping[str, int]) -> Layout:
         plan: a checked plan.
         input_widths: modality to number of input features (`FeatureSchema.width`), at least 1.
     """
-    order = plan.modality_order
+    order = tuple(modality.name for modality in plan.modalities)
     combinations = plan.by_institution
     holders = {m: tuple(i.name for i in plan.institutions if m in i.modalities) for m in order}
     classes = len(plan.label.classes)

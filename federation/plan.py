@@ -147,7 +147,7 @@ class Plan(PlanTable):
         """The combinations that an institution's patients come in, smallest first; raises as `institution` does."""
         return self._combinations(self.institution(name))
 
-    # Not cached: `model_copy` would take the roster's along to a plan with another one.
+    # Not cached, nor made of what is: `model_copy` would take it along to a plan with another roster.
     @property
     def by_institution(self) -> dict[str, tuple[str, ...]]:
         """`combinations` of everybody, in plan order."""
@@ -160,11 +160,11 @@ class Plan(PlanTable):
 
     def _combinations(self, institution: Institution) -> tuple[str, ...]:
         if not institution.combinations:
-            return (names.combination(institution.modalities, self.modality_order),)
+            return (names.combination(institution.modalities, [each.name for each in self.modalities]),)
         return self._in_order(institution.combinations)
 
     def _in_order(self, combinations: Iterable[str]) -> tuple[str, ...]:
-        place = {modality: k for k, modality in enumerate(self.modality_order)}
+        place = {modality.name: k for k, modality in enumerate(self.modalities)}
 
         def order(combination: str) -> tuple[int, list[int]]:
             return combination.count("+"), [place[m] for m in names.modalities_of(combination)]

@@ -340,15 +340,8 @@ class Cohorts:
             open_ = not exact or subgroups.tells(setup.groups.get(each.name, (0,)), settings.min_institutions)
             if open_ and len(members) >= self.plan.secure_sum.k_min:
                 words = subgroups.length(self.plan, each)
-                yield Part(
-                    f"{subgroups.PREFIX}{each.name}",
-                    64,
-                    words,
-                    members,
-                    "metrics",
-                    together=exact,
-                    pieces=_several(self.row_pieces(None, members)),
-                )
+                name, pieces = f"{subgroups.PREFIX}{each.name}", _several(self.row_pieces(None, members))
+                yield Part(name, 64, words, members, "metrics", together=exact, pieces=pieces)
 
     def row_pieces(self, row: str | None, members: Iterable[str]) -> frozenset[str]:
         """Whose patients a row of the metrics counts, as `Layout.pieces`; None: whoever validates there, as subgroups

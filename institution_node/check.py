@@ -201,12 +201,14 @@ def _data(config: NodeConfig, plan: Plan) -> Finding:
         return _wrong("data", error)
     counts = Counter(data.labels.tolist())
     classes = ", ".join(f"{name} {counts[k]}" for k, name in enumerate(plan.class_names))
-    tables, groups = " + ".join(data.tables), ""
+    having, groups = " + ".join(data.tables), ""
+    if data.combinations:
+        having = ", ".join(f"{c} {n}" for c, n in sorted(Counter(data.combinations).items()))
     for name, places in data.subgroups.items():
         named = subgroups.groups_of(subgroups.attribute_of(plan, name))
         sizes = ", ".join(f"{group} {int((places == k).sum())}" for k, group in enumerate(named))
         groups += f"; by {name}: {sizes}"
-    return Finding("data", True, f"{len(data)} patients with {tables} and a label (only shown here): {classes}{groups}")
+    return Finding("data", True, f"{len(data)} patients with {having} and a label (only shown here): {classes}{groups}")
 
 
 def _wrong(subject: str, error: ConsiliumError) -> Finding:

@@ -3,7 +3,8 @@
 Rows of a batch are institutions of one combination, of any run: other seeds, other methods, as long as model and
 training are the same. Each draws its batches and dropout from its own stream in the loop's order, so that a row differs
 from the loop by the order of float32 additions alone (`tests/studies/test_batched_training.py`), and is bit for bit the
-same whoever else is in its batch.
+same whoever else is in its batch. Institutions whose patients come in several combinations are no rows: they take the
+loop's own steps, one after the other.
 """
 
 from __future__ import annotations
@@ -54,13 +55,18 @@ class BatchedTrainers:
             StudyError: another kind of trainer, or plans that cannot share a batch.
         """
         found: dict[int, Trajectory[Float32]] = {}
+        for k, training in enumerate(trainings):
+            if _several(training.trainer):
+                found[k] = _local(training.trainer).train(
+                    training.weights, training.step_factors, training.learning_rate, training.rng, training.held
+                )
         for rows, batch in self._of([t.trainer for t in trainings]):
             found |= zip(rows, batch.train([trainings[k] for k in rows]), strict=True)
         return [found[k] for k in range(len(trainings))]
 
     def evaluate(self, trainers: Sequence[Trainer], weights: Sequence[Mapping[str, Float32]]) -> list[Evaluation]:
         """What each trainer's `evaluate` gives at its weights, in the same order; raises as `train` does."""
-        found: dict[int, Evaluation] = {}
+        found = {k: t.evaluate(weights[k]) for k, t in enumerate(trainers) if _several(t)}
         for rows, batch in self._of(trainers):
             found |= zip(rows, batch.evaluate([weights[k] for k in rows]), strict=True)
         return [found[k] for k in range(len(trainers))]
@@ -69,7 +75,8 @@ class BatchedTrainers:
         """Indices of trainers of one combination, at most `ROWS` at a time, with their batch."""
         local = [_local(t) for t in trainers]
         used: dict[tuple[int, ...], _Batch] = {}
-        order = sorted(range(len(local)), key=lambda k: local[k].model.combination)
+        one = [k for k in range(len(local)) if not _several(local[k])]
+        order = sorted(one, key=lambda k: local[k].model.combination)
         for _, same in groupby(order, key=lambda k: local[k].model.combination):
             rows = list(same)
             for start in range(0, len(rows), ROWS):
@@ -84,6 +91,11 @@ def _local(trainer: Trainer) -> LocalTrainer:
     if type(trainer) is not LocalTrainer:
         raise StudyError("only plain local training runs in batches.", remedy="Run this plan by itself.")
     return trainer
+
+
+def _several(trainer: Trainer) -> bool:
+    """Whether its patients come in several combinations."""
+    return len(_local(trainer).model.combinations) > 1
 
 
 class _Batch:

@@ -17,7 +17,7 @@ from studies.demo_plan import TRAINING
 from studies.federation import StudyError
 from studies.frozen import frozen_changes
 from studies.methods import ALONE
-from studies.recipes import institutions
+from studies.recipes import HIDDEN, institutions
 from studies.tasks import DIGITS, EARLY_LATE, STAGE_I_II, THREE_STAGES, TOPICS, Task
 from studies.tcga import FOLDS
 
@@ -212,6 +212,16 @@ def _confirming(recipe: str) -> tuple[Variant, ...]:
     )
 
 
+def _missing(percent: int) -> tuple[Variant, ...]:
+    return (
+        Variant("CM-FL, complete patients", CM_FL, f"{percent}% hidden, complete"),
+        Variant("DGB + PCW, complete patients", "dgb+pcw", f"{percent}% hidden, complete"),
+        Variant("CM-FL, everybody", CM_FL, f"{percent}% hidden"),
+        Variant("DGB + PCW, everybody", "dgb+pcw", f"{percent}% hidden"),
+        Variant("CM-FL, nothing hidden", CM_FL, "upper bound"),
+    )
+
+
 STUDIES: Final[Mapping[str, Study]] = {
     study.name: study
     for study in (
@@ -248,6 +258,17 @@ STUDIES: Final[Mapping[str, Study]] = {
             PRIVACY_ROUNDS,
         ),
         Study("steps", "Local steps K and step size η.", STAGE_I_II, STEPS, "CM-FL, K 10, η 0.002"),
+        *(
+            Study(
+                f"missing-{percent}",
+                f"Patients lack {percent}% of their modalities, one by one: is it worth training on incomplete ones?",
+                STAGE_I_II,
+                _missing(percent),
+                "CM-FL, complete patients",
+                beside="CM-FL, everybody",
+            )
+            for percent in HIDDEN
+        ),
         *(
             Study(
                 f"imbalance-{kind}",

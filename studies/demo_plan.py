@@ -50,7 +50,8 @@ def demo_plan(
         PlanError: the federation or the overrides make no plan that may run.
     """
     roster = tuple(
-        Institution(name=s.name, key=institutions[s.name], modalities=s.modalities) for s in federation.shards
+        Institution(name=s.name, key=institutions[s.name], modalities=s.modalities, combinations=s.combinations)
+        for s in federation.shards
     )
     plan = Plan(
         federation="demo",

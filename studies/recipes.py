@@ -12,6 +12,7 @@ from typing import Final, Literal
 from studies import dealing
 from studies.cohorts import MODALITIES, Cohort, load_cohorts
 from studies.federation import StudyError
+from studies.hidden import complete_only, hide
 from studies.other_data import VIEWS, generated_views, load_views
 from studies.synthetic import TCGA_SHAPE, Shape, stand_ins, synthetic
 from studies.tasks import Task
@@ -121,6 +122,24 @@ def _dealt(
     return federate(narrowed, data, seed, kinds, task, fold)
 
 
+HIDDEN: Final = (10, 30, 50, 70)
+"""Percent of the modalities of all patients that are hidden, one by one."""
+
+
+def _lacking(
+    percent: int,
+    complete: bool,
+    cohorts: Mapping[str, Cohort],
+    data: Literal["real", "synthetic"],
+    task: Task,
+    seed: int,
+    fold: int,
+) -> Federation:
+    """Institutions that hold everything, whose patients lack modalities (`studies.hidden`)."""
+    made = hide(_dealt(UPPER_BOUND, cohorts, data, task, seed, fold), percent / 100, seed)
+    return complete_only(made) if complete else made
+
+
 def _by_cohort(kinds: Kinds, cohorts: tuple[str, ...] = COHORTS, modalities: tuple[str, ...] = MODALITIES) -> Recipe:
     """Each cohort to institutions of its own."""
     rows = [kinds[k % len(kinds)] for k in range(len(cohorts))]
@@ -137,6 +156,11 @@ def _mixed(split: dealing.Split) -> Recipe:
 def _sites(count: int) -> Recipe:
     deal = partial(dealing.by_site, count, NINE)
     return Recipe(COHORTS, deal, tuple(f"site-{k + 1:02}" for k in range(count)))
+
+
+def _hidden(percent: int, *, complete: bool) -> Recipe:
+    """The upper bound's institutions."""
+    return replace(_by_cohort(UPPER_BOUND), deal=partial(_lacking, percent, complete))
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
@@ -158,6 +182,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "36 sites": _sites(36),
     "digits": _by_cohort(DIGITS_KINDS, ("DIGITS",), _VIEWS),
     "articles": _by_cohort(ARTICLES_KINDS, ("ARTICLES",), ("image", "text")),
+    **{f"{p}% hidden": _hidden(p, complete=False) for p in HIDDEN},
+    **{f"{p}% hidden, complete": _hidden(p, complete=True) for p in HIDDEN},
 }
 """Name to what it is made of."""
 

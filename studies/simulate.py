@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from federation.plan import Plan
 from federation.rounds import ComponentDigests
 from federation.tables import RawTable
 from federation.vectors import ContentStore
-from institution_node.data import InstitutionData
+from institution_node.data import InstitutionData, align
 from institution_node.library import LinkLibrary
 from institution_node.local_run import LocalRun
 from institution_node.memory import RunMemory
@@ -81,8 +81,12 @@ def institution_data(shard: Shard, plan: Plan) -> InstitutionData:
     labels = np.array([class_index(plan.label, stage) for stage in shard.stages.values()], dtype=np.int64)
     tables = {m: _as_stored(shard.tables[m]) for m in plan.modality_order if m in shard.tables}
     people, attributes = shard.people or RawTable((), {}, {}), counts_by(plan, shard.name)
-    groups = groups_in(people, attributes, ids, shard.name, f"the people of {shard.name}")
-    return InstitutionData(ids, tables, labels, "in-memory").with_subgroups(groups)
+    data = InstitutionData(ids, tables, labels, "in-memory")
+    if shard.combinations:
+        classes = dict(zip(ids, labels.tolist(), strict=True))
+        data = align(tables, classes, plan.class_names, shard.name, plan.combinations(shard.name))
+        data = replace(data, fingerprint="in-memory")
+    return data.with_subgroups(groups_in(people, attributes, data.ids, shard.name, f"the people of {shard.name}"))
 
 
 def with_keys(plan: Plan) -> tuple[Plan, dict[str, IdentityKey]]:

@@ -53,9 +53,11 @@ class Shard:
     Attributes:
         name: `brca-1`.
         cohort: `BRCA`.
-        tables: its modalities, in order, to tables of exactly its patients, in order of identifier.
+        tables: its modalities, in order, to tables of exactly its patients, in order of identifier; where there are
+            `combinations`, of those who have the modality.
         stages: patient to stage, 1 to 4.
         people: columns that a plan may count subgroups by; None: there are none.
+        combinations: that its patients come in, where they lack modalities one by one; empty: all have all.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Shard:
     tables: Mapping[str, RawTable]
     stages: Mapping[str, int]
     people: RawTable | None = None
+    combinations: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:

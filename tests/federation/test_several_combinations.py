@@ -13,7 +13,8 @@ import pytest
 from consilium.v1 import service_pb2
 
 from federation.names import modalities_of
-from federation.plan import Plan
+from federation.plan import Plan, Subgroup, Subgroups
+from federation.plan_subgroups import cohort_problems
 from federation.statistics import count_encoding, decode
 from institution_node.data import InstitutionData
 from tests.federation.plaintext_rounds import check_model
@@ -190,3 +191,18 @@ def test_a_part_whose_pieces_would_single_out_two_is_never_opened() -> None:
     everybody = [pieces for name, pieces in cohorts.counted.items()]
     assert len(opened) < len(everybody)
     assert federation.withdrawals() == []
+
+
+def test_subgroups_of_everybody_beside_rows_without_the_rare_are_refused() -> None:
+    """Two institutions' patients of a combination that no row shows would be everybody less the rows."""
+    by = (Subgroup(name="sex", column="sex", categories=("f", "m")),)
+    counted: dict[str, Any] = {"evaluation": {"subgroups": Subgroups(by=by, min_institutions=3)}}
+    federation = finished(lacking(1, **counted))
+    record = json.loads(federation.run.records()[-1])
+    held = sum(len(work._validation_rows) for work in federation.works.values())
+    assert record["metrics"]["all"]["patients"] == held
+    alone = lacking(1, **counted)
+    roster = alone.roster
+    rare = with_combinations(alone, dict.fromkeys(roster[:3], (*LATTICE[:-2], FULL)) | {roster[3]: LATTICE})
+    told = [p for p in cohort_problems(rare) if "would tell of fewer than 3" in p.message]
+    assert told, "image+clinical is listed by one institution, and so in no row"

@@ -28,6 +28,7 @@ def full() -> RunMemory:
         fingerprint="f" * 64,
         split_key=bytes(range(32)),
         noised_patients=41,
+        noised_by_combination={"mrna": 40, "mrna+image": 1},
         schema="ef" * 32,
         setup=Setup("a" * 64, {"encoder/mrna": 300}, frozenset({"one", "two"})),
         known={"encoder/mrna": "b" * 64},

@@ -55,7 +55,7 @@ def own_case(modality: str = "image", **changes: Any) -> tuple[Any, Any]:
 def trainer(kind: type[LocalTrainer] = LocalTrainer, **changes: Any) -> tuple[LocalTrainer, Mapping[str, Any]]:
     plan, (parts, features, labels, weights) = own_case(**changes)
     rows = range(labels.size)
-    return kind(plan, parts, "brca-1", features, labels, rows, (), "cpu", {KIND: GATED}), weights
+    return kind(plan, parts, "brca-1", features, labels, rows, (), "cpu", encoders={KIND: GATED}), weights
 
 
 def test_it_begins_at_the_plans_weights_and_trains() -> None:

@@ -43,10 +43,10 @@ def toy_federation() -> Federation:
     }
     made = federate(cohorts, "synthetic", 7, KINDS)
     shards = (_planted(s) if s.name == WITH_CANARIES else s for s in made.shards)
-    return replace(made, shards=tuple(_with_people(s) for s in shards))
+    return replace(made, shards=tuple(with_people(s) for s in shards))
 
 
-def _with_people(shard: Shard) -> Shard:
+def with_people(shard: Shard) -> Shard:
     sexes = tuple(("female", "male", None)[k % 5 % 3] for k in range(len(shard.stages)))
     return replace(shard, people=RawTable(tuple(shard.stages), {}, {"sex": sexes}))
 
@@ -168,9 +168,9 @@ class Trained:
         return [word for m in modalities for word in ("--table", f"{m}={folder / f'{m}.parquet'}")]
 
 
-def make(root: Path) -> Trained:
+def make(root: Path, data: Federation | None = None) -> Trained:
     """Certificates, tables, plans and configuration; nothing runs yet."""
-    made = Trained(InProcessPki(root / "federation", "demo", seed=SEED), toy_federation(), root)
+    made = Trained(InProcessPki(root / "federation", "demo", seed=SEED), data or toy_federation(), root)
     local = made.local
     local.make_authority()
     local.enrol("coordinator", ["coordinator"])

@@ -275,7 +275,9 @@ def test_batched_training_refuses_it() -> None:
     parts, labels = result.model.parts, np.arange(20) % 2
     features = {m: np.zeros((20, parts.schema.width(m)), np.float32) for m in ("blood", "chart")}
     rows = range(20)
-    one = LocalTrainer(result.plan, parts.layout, "north", features, labels, rows, (), "cpu", {"layers": _layers})
+    one = LocalTrainer(
+        result.plan, parts.layout, "north", features, labels, rows, (), "cpu", encoders={"layers": _layers}
+    )
     weights = {name: parts.layout.components[name].initial(1) for name in parts.layout.owned("north")}
     with pytest.raises(StudyError, match="cannot be stacked"):
         BatchedTrainers().evaluate([one], [weights])
