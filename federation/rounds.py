@@ -25,7 +25,7 @@ from federation.settings import mask_graph, model_encoding
 from federation.thinning import Thinning
 from security.ckks.packing import encrypted
 from security.errors import ProtocolError
-from security.secure_sum.cohorts import institution_of
+from security.secure_sum.cohorts import institution_of, subtracts_below
 from security.secure_sum.derive import digest_of
 from security.secure_sum.messages import SurvivorList
 from security.secure_sum.spec import Attempt, Context, Part, Sum
@@ -331,16 +331,27 @@ class Cohorts:
 
     def _subgroup_parts(self, setup: Setup, round_: int) -> Iterator[Part]:
         """Behind the metrics and of the same quantity: the groups of an attribute add up to the counts of everybody who
-        counts by it, so that both are of the same patients, and exact counts are summed over one cohort only."""
+        counts by it, so that both are of the same patients, and exact counts are summed over one cohort only.
+
+        Exact counts of several rounds subtract as those of one round do: what the others' would subtract from, once
+        those who sit the run out are gone, is summed in no round, whoever drops out of it.
+        """
         settings, exact = self.plan.evaluation.subgroups, not self.plan.differential_privacy.enabled
+        floor = self.plan.secure_sum.k_min
         if not subgroups.due(self.plan, round_):
             return
+        there = {row: members & setup.institutions for row, members in self.metric_rows.items()}
+        beside = [self.row_pieces(row, members) for row, members in there.items() if len(members) >= floor]
         for each in settings.by:
             members = self.subgroups[each.name] & setup.institutions
             open_ = not exact or subgroups.tells(setup.groups.get(each.name, (0,)), settings.min_institutions)
-            if open_ and len(members) >= self.plan.secure_sum.k_min:
+            if open_ and len(members) >= floor:
+                whose = self.row_pieces(None, members)
+                if exact and subtracts_below(floor, [*beside, whose]) is not None:
+                    continue
+                beside.append(whose)
                 words = subgroups.length(self.plan, each)
-                name, pieces = f"{subgroups.PREFIX}{each.name}", _several(self.row_pieces(None, members))
+                name, pieces = f"{subgroups.PREFIX}{each.name}", _several(whose)
                 yield Part(name, 64, words, members, "metrics", together=exact, pieces=pieces)
 
     def row_pieces(self, row: str | None, members: Iterable[str]) -> frozenset[str]:

@@ -16,7 +16,9 @@ from federation.evaluation import scores_exact
 from federation.plan import Subgroup, Subgroups
 from federation.plan_check import find_problems
 from federation.plan_describe import describe
+from federation.plan_tables import DifferentialPrivacy
 from federation.rounds import Cohorts, Setup
+from security.secure_sum.cohorts import subtracts_below
 from security.secure_sum.spec import Context
 from tests.plans import example_plan
 
@@ -194,17 +196,38 @@ def test_a_plan_that_counts_all_but_one_is_refused() -> None:
     assert any("would tell of fewer" in p for p in problems(changed(institutions=tuple(rest)), fewer))
 
 
-def test_their_sums_stay_shut_where_the_metrics_would_subtract() -> None:
-    """One of a combination of three sits the run out: that row is below the floor, and all less it would be the two."""
-    plan = plan_with(SEX, every=1)
-    cohorts = Cohorts(plan)
-    there = frozenset(plan.roster) - {"brca-1"}
-    setup = Setup("", dict.fromkeys(cohorts.patients, 50), there, {"sex": (8, 8, 0)})
-    sizes = dict.fromkeys(cohorts.summed(setup), 4)
-    sums = cohorts.training_sums(sizes, setup, 1)
-    part = sums[1].part("subgroups/sex")
-    assert part.contributors == there
+def opened_in(cohorts: Cohorts, setup: Setup, gone: frozenset[str] = frozenset()) -> dict[str, frozenset[str]]:
+    """Counts in sum B that open where some of the run's institutions drop out, to their contributors."""
+    there = setup.institutions - gone
+    sums = cohorts.training_sums(dict.fromkeys(cohorts.summed(setup), 4), setup, 1)
     attempt = cohorts.attempt(Context("example", bytes(32), 1, 1, bytes(32)), sums)
-    opened = {p.name for p in attempt.opened_parts("statistics", there, there)}
-    assert "metrics/other" in opened
-    assert "subgroups/sex" not in opened
+    opened = attempt.opened_parts("statistics", there, there)
+    return {p.name: p.contributors for p in opened if p.name.startswith(("metrics/", subgroups.PREFIX))}
+
+
+def test_their_sums_stay_shut_where_the_metrics_would_subtract() -> None:
+    """One of a combination of three sits the run out: that row is below the floor, and all less it would be the two.
+    Noised counts open over whom there is, so that what they subtract from is known in each round only."""
+    cohorts = Cohorts(
+        plan_with(SEX, every=1).model_copy(update={"differential_privacy": DifferentialPrivacy(enabled=True)})
+    )
+    there = frozenset(cohorts.plan.roster) - {"brca-1"}
+    setup = Setup("", dict.fromkeys(cohorts.patients, 50), there)
+    assert list(opened_in(cohorts, setup)) == ["metrics/other"]
+    sums = cohorts.training_sums(dict.fromkeys(cohorts.summed(setup), 4), setup, 1)
+    assert sums[1].part("subgroups/sex").contributors == there
+
+
+def test_attack_a_round_in_which_the_metrics_are_shut_does_not_open_what_they_subtract_from() -> None:
+    """Three institutions count by sex, in a row of the metrics of six. One of the six sits the run out, and another is
+    left out of one round: then the row was shut and the three were told, and in the next round the row of five. Exact
+    counts are the same in both, so that the two others' would be the difference."""
+    three = ("brca-2", "brca-3", "lusc-2")
+    plan = plan_with(changed(institutions=three), every=1)
+    assert not find_problems(plan)
+    cohorts = Cohorts(plan)
+    setup = Setup("", dict.fromkeys(cohorts.patients, 50), frozenset(plan.roster) - {"lusc-3"}, {"sex": (3, 3, 0)})
+    told = [opened_in(cohorts, setup, frozenset(gone)) for gone in ((), *((name,) for name in setup.institutions))]
+    assert subtracts_below(3, {members for round_ in told for members in round_.values()}) is None
+    everybody = Setup("", setup.patients, frozenset(plan.roster), setup.groups)
+    assert opened_in(cohorts, everybody)["subgroups/sex"] == frozenset(three)
