@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from consilium.v1 import service_pb2 as pb
@@ -243,13 +243,21 @@ def release() -> str:
 
 @contextmanager
 def stopping(stop: threading.Event) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT set `stop`; a second one ends the process at once."""
+    """While inside, SIGTERM and SIGINT set `stop`; a second one ends the process at once.
+
+    SIGHUP, which service managers send for "reload", changes nothing: certificates and policy are read whenever they
+    are used.
+    """
 
     def hear(number: int, _frame: FrameType | None) -> None:
         stop.set()
         signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        _log.info("certificates and policy.toml are read anew at their next use")
+
+    before: dict[int, Any] = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
     try:
         yield
     finally:

@@ -131,6 +131,7 @@ def test_a_process_says_when_it_serves_and_ends_when_told(config: Path, tmp_path
         second = run("serve", "--config", str(config))
         assert second.returncode == 2
         assert "another coordinator uses this state folder" in second.stderr
+        process.send_signal(signal.SIGHUP)  # what `systemctl reload` sends
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     finally:
@@ -138,4 +139,5 @@ def test_a_process_says_when_it_serves_and_ends_when_told(config: Path, tmp_path
         process.wait()
     assert process.returncode == 0
     assert f"ready: serving the federation example at 127.0.0.1:{port}" in out
+    assert "reloaded" in out + err
     assert "Traceback" not in err
