@@ -223,8 +223,8 @@ def test_an_update_that_is_none_costs_its_institution_that_round_and_nobody_else
     federation.coordinator.observer = federation.run._observer = watch
     victim = plan.roster[1]
 
-    def broken(*arguments: Any) -> Trainer:
-        return Broken(trainer_for(*arguments), damage, when=2)
+    def broken(*arguments: Any, **named: Any) -> Trainer:
+        return Broken(trainer_for(*arguments, **named), damage, when=2)
 
     federation.works[victim]._make_trainer = broken  # type: ignore[assignment] # takes and passes on everything
     federation.enrol()
