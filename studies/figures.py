@@ -75,7 +75,8 @@ def forest(study: Study, rows: Sequence[Row]) -> str:
         for k, name in enumerate(names):
             if name in own:
                 parts += _whisker(own[name], scale, area, area.top + 4 + _ROW * (k + 0.5), study)
-    parts.append(words_at(left, tall - 8, f"mean, 95% interval over splits; dashed: {study.against}", "tick"))
+    said = f"mean, 95% interval over splits; dashed: {study.against}; orange: the paired difference's excludes zero"
+    parts.append(words_at(left, tall - 8, said, "tick"))
     return standalone(wrap(frame, parts))
 
 

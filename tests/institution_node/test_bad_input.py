@@ -226,7 +226,7 @@ def test_an_update_that_is_none_costs_its_institution_that_round_and_nobody_else
     def broken(*arguments: Any, **named: Any) -> Trainer:
         return Broken(trainer_for(*arguments, **named), damage, when=2)
 
-    federation.works[victim]._make_trainer = broken  # type: ignore[assignment] # takes and passes on everything
+    federation.works[victim]._make_trainer = broken
     federation.enrol()
     assert federation.run_to_end() == "finished"
     assert federation.withdrawals() == [(victim, 2, code)]
