@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -34,10 +35,11 @@ Encoders = Mapping[str, EncoderFactory]
 
 NO_ENCODERS: Final[Encoders] = MappingProxyType({})
 
+_UNCHECKED: Final = b"\x01\x00\x00\x00"
+"""Flags of a compiled file that Python runs whatever its source says (PEP 552)."""
+
 PIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+(?:@sha256:[0-9a-f]{64})?")
 """`my-encoders==1.2.0`, or `my-encoders==1.2.0@sha256:…`."""
-
-_CODE: Final = (".py", ".so", ".pyd", ".json", ".toml", ".txt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -71,31 +73,46 @@ def installed_kinds() -> tuple[InstalledKind, ...]:
 
 
 def files_digest(installed: InstalledKind) -> str:
-    """SHA-256, 64 hex digits, over names and bytes of a distribution's files of code and data.
+    """SHA-256, 64 hex digits, over a distribution's entry points, and names and bytes of its files to import.
 
     Raises:
         EncoderError: its files are not known: it was installed in place, or not by pip.
     """
+    return _digest(installed)[0]
+
+
+def _digest(installed: InstalledKind) -> tuple[str, frozenset[Path]]:
+    """`files_digest`, and the files that it covers."""
     try:
         made = distribution(installed.distribution)
     except PackageNotFoundError:
         raise EncoderError(f"{installed.pin} is not installed any more.", remedy="Install it again.") from None
-    hashed, code = hashlib.sha256(b"consilium/v1/encoder-files"), 0
+    # Which object of which module a kind is stands in the notes beside the code.
+    points = sorted(f"{p.name} = {p.value}" for p in made.entry_points if p.group == GROUP)
+    parts, covered = ["\n".join(points).encode()], set[Path]()
     for file in sorted(made.files or (), key=str):
         path = Path(str(made.locate_file(file)))
-        if path.suffix in _CODE and "__pycache__" not in path.parts and not _notes(file.parts[0]):
-            data = path.read_bytes()
-            code += path.suffix == ".py"
-            for part in (str(file).encode(), data):
-                hashed.update(len(part).to_bytes(8, "little"))
-                hashed.update(part)
-    if not code:
+        if "__pycache__" in path.parts:
+            if path.is_file() and path.read_bytes()[4:8] == _UNCHECKED:
+                raise EncoderError(
+                    f"{installed.pin} brings compiled code that Python would not hold against its source ({file}).",
+                    remedy="Have it built without compiled files, or delete them.",
+                    place=installed.pin,
+                )
+        elif not (file.parts[0] == ".." or _notes(file.parts[0])):  # pip puts commands into ../../bin, with local paths
+            parts += [str(file).encode(), path.read_bytes()]
+            covered.add(path.resolve())
+    if not any(path.suffix == ".py" for path in covered):
         raise EncoderError(
             f"the files of {installed.pin} are not listed.",
             remedy="Install it with pip from a folder or wheel, and not `--editable`, where a hash is asked for.",
             place=installed.pin,
         )
-    return hashed.hexdigest()
+    hashed = hashlib.sha256(b"consilium/v2/encoder-files")
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little"))
+        hashed.update(part)
+    return hashed.hexdigest(), frozenset(covered)
 
 
 def kinds_of(plan: Plan, institution: str) -> dict[str, tuple[str, ...]]:
@@ -194,12 +211,21 @@ def _load(kind: str, pins: Collection[str]) -> EncoderFactory:
         )
     chosen = allowed[0]
     wanted = {pin.partition("@sha256:")[2] for pin in pins if _normal(pin.partition("@")[0]) == chosen.pin} - {""}
-    if wanted and files_digest(chosen) not in wanted:
-        raise EncoderError(
-            f"the files of {chosen.pin} are not those that policy.toml names.",
-            remedy="Install the version that was reviewed; `consilium-node encoders` shows what is there now.",
-            place=kind,
-        )
+    if wanted:
+        found, covered = _digest(chosen)
+        if found not in wanted:
+            raise EncoderError(
+                f"the files of {chosen.pin} are not those that policy.toml names.",
+                remedy="Install the version that was reviewed; `consilium-node encoders` shows what is there now.",
+                place=kind,
+            )
+        origin = _origin(points[chosen].module)
+        if origin not in covered:
+            raise EncoderError(
+                f"{points[chosen].module} is imported from {origin or 'nowhere'}, which is not of {chosen.pin}.",
+                remedy="Rename what stands in its way on Python's path, or start the node from another folder.",
+                place=kind,
+            )
     try:
         factory: Any = points[chosen].load()
     except Exception as error:  # the package's own code
@@ -215,6 +241,18 @@ def _load(kind: str, pins: Collection[str]) -> EncoderFactory:
 def _installed(point: EntryPoint) -> InstalledKind | None:
     made: Distribution | None = point.dist
     return None if made is None else InstalledKind(point.name, _normal(made.metadata["Name"]), made.version)
+
+
+def _origin(module: str) -> Path | None:
+    """The file that a module, or the package that it is in, would be imported from, importing neither."""
+    names = module.split(".")
+    for k in range(1, len(names) + 1):
+        spec = find_spec(".".join(names[:k]))  # of a namespace, which runs nothing, the next one
+        if spec is None:
+            return None
+        if spec.origin is not None:
+            return Path(spec.origin).resolve()
+    return None
 
 
 def _normal(name: str) -> str:

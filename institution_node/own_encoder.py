@@ -88,7 +88,14 @@ def build(component: Component, modality: Modality, inputs: int, width: int, fac
         for tensor in component.tensors:
             each.bind(tensor.name, nn.Parameter(values[start : start + tensor.size].view(tensor.shape).clone()))
             start += tensor.size
+    before = {name: value.detach().clone() for name, value in _kept(encoder.module).items()}
     _check_outputs(encoder, other, inputs, width, modality.kind)
+    # What its code writes there would be sent as an update: neither clipped nor noised under differential privacy.
+    after = _kept(encoder.module)
+    if after.keys() != before.keys() or not all(torch.equal(before[name], value) for name, value in after.items()):
+        raise _wrong(
+            modality.kind, "it changes what it keeps where it encodes.", "Let only training change parameters."
+        )
     encoder.train()  # the mode that Opacus listens in; it computes the same in either
     return encoder
 
@@ -219,6 +226,10 @@ def _check_module(module: nn.Module, kind: str) -> None:
         raise _wrong(
             kind, "it has dropout of its own.", "Take it out: the plan's model.dropout is applied to the encoding."
         )
+
+
+def _kept(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _check_parameters(module: nn.Module, declared: Mapping[str, tuple[int, ...]], kind: str) -> None:

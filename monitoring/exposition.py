@@ -7,12 +7,14 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PATIENCE_SECONDS: Final = 10.0
+_LONGEST_SECONDS: Final = 30.0
+_MOST_CONNECTIONS: Final = 32
 _SHORTEST_TOKEN: Final = 16
 # What `is_private` of the standard library means is wider: it has 0.0.0.0 in it, which is every address.
 _INSIDE: Final = tuple(
@@ -111,7 +115,42 @@ class MetricsServer:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A thread each for at most `_MOST_CONNECTIONS`: the oldest gives way, since a fetch takes milliseconds and it is
+    slow. Nobody stays longer than `_LONGEST_SECONDS`, a byte now and then or not."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: dict[socket.socket, float] = {}  # oldest first, to when it came
+        self._lock = Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """As the standard library's, once there is room."""
+        with self._lock:
+            self._open[request] = monotonic()
+            surplus = list(self._open)[:-_MOST_CONNECTIONS]
+            for connection in surplus:
+                self._end(connection)
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Twice a second: ends what is there for too long."""
+        with self._lock:
+            for connection in [c for c, came in self._open.items() if came < monotonic() - _LONGEST_SECONDS]:
+                self._end(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        """As the standard library's; the connection's thread comes here last."""
+        with self._lock:
+            self._open.pop(request, None)
+            super().shutdown_request(request)
+
+    def _end(self, connection: socket.socket) -> None:
+        del self._open[connection]
+        with suppress(OSError):  # below TLS, whose state belongs to the connection's thread
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         """As the standard library's, without asking the name service for this machine's name."""

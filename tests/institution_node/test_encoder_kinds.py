@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import py_compile
 import sys
 from collections.abc import Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,64 @@ def test_attack_a_changed_file_is_seen_by_its_hash(
     code.write_text(code.read_text() + "\nx = 1\n")
     with pytest.raises(EncoderError, match=r"not those that policy\.toml names"):
         load_encoders([KIND], [pin])
+
+
+@pytest.mark.parametrize("path", ["gated_attention/weights.pt", "gated_attention/core.pyc", "gated_attention.pth"])
+def test_attack_a_file_of_any_name_is_in_the_hash(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    own = install_example(tmp_path_factory.mktemp("added"))
+    monkeypatch.syspath_prepend(str(own))
+    pin = f"{PIN}@sha256:{files_digest(HERE)}"
+    (own / path).write_bytes(b"other")
+    with (own / "example_encoders-0.1.0.dist-info" / "RECORD").open("a") as record:
+        record.write(f"{path},,\n")
+    with pytest.raises(EncoderError, match=r"not those that policy\.toml names"):
+        load_encoders([KIND], [pin])
+    assert "gated_attention" not in sys.modules
+
+
+def test_attack_an_entry_point_moved_to_another_object_is_seen_by_the_hash(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files, another object of another package under the name that was reviewed."""
+    own = install_example(tmp_path_factory.mktemp("moved"))
+    monkeypatch.syspath_prepend(str(own))
+    pin = f"{PIN}@sha256:{files_digest(HERE)}"
+    (own / "example_encoders-0.1.0.dist-info" / "entry_points.txt").write_text(
+        f"[consilium.encoders]\n{KIND} = antigravity:fly\n"
+    )
+    with pytest.raises(EncoderError, match=r"not those that policy\.toml names"):
+        load_encoders([KIND], [pin])
+    assert "antigravity" not in sys.modules
+
+
+def test_attack_a_module_in_front_of_the_reviewed_one_is_not_imported(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another package, or the folder that the node was started in, has a module of the same name."""
+    pin = f"{PIN}@sha256:{files_digest(HERE)}"
+    (tmp_path / "gated_attention.py").write_text("GatedAttention = print\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EncoderError, match="which is not of example-encoders"):
+        load_encoders([KIND], [pin])
+    assert "gated_attention" not in sys.modules
+
+
+def test_attack_compiled_code_that_is_not_its_source_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = install_example(tmp_path_factory.mktemp("compiled"))
+    monkeypatch.syspath_prepend(str(own))
+    pin = f"{PIN}@sha256:{files_digest(HERE)}"
+    code = own / "gated_attention" / "__init__.py"
+    py_compile.compile(str(code), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    compiled = Path(cache_from_source(str(code))).relative_to(own)
+    with (own / "example_encoders-0.1.0.dist-info" / "RECORD").open("a") as record:
+        record.write(f"{compiled},,\n")
+    with pytest.raises(EncoderError, match="would not hold against its source"):
+        load_encoders([KIND], [pin])
+    assert "gated_attention" not in sys.modules
 
 
 def test_the_command_shows_how_to_allow_and_to_declare(site: Path) -> None:

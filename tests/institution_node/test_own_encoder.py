@@ -243,6 +243,28 @@ class Mixing(Linear):
         return made - made.mean(dim=0)
 
 
+class Remembering(Linear):
+    """Writes the first batch's mean into its parameters, as normalisations do that initialise themselves by data."""
+
+    begun = False
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.begun:
+            self.begun = True
+            with torch.no_grad():
+                self.layer.bias.sub_(self.made(features).mean(dim=0))
+        return self.made(features)
+
+
+class Caching(Linear):
+    """Keeps its first patients in a buffer, made where they are first seen."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "seen"):
+            self.register_buffer("seen", features.clone(), persistent=False)
+        return self.made(features)
+
+
 class Failing(Linear):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         raise ZeroDivisionError("in a package")
@@ -255,6 +277,8 @@ BAD: list[tuple[Callable[..., Any], str]] = [
     (lambda *_: 1 / 0, "its code failed: ZeroDivisionError"),
     (Normalised, "keeps 'norm.running_mean'"),
     (Dropping, "dropout of its own"),
+    (Remembering, "changes what it keeps"),
+    (Caching, "changes what it keeps"),
     (Double, "torch.float64"),
     (Frozen, "not trained"),
     (Shared, "one and the same"),

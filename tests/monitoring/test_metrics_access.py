@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from contextlib import closing
+import threading
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 import trustme
 from prometheus_client import CollectorRegistry
 
+from monitoring import exposition
 from monitoring.exposition import Access, MetricsAddressError, MetricsServer
 from monitoring.metrics import CoordinatorMetrics
 
@@ -87,6 +89,30 @@ def test_where_both_are_asked_for_both_are_needed(place: Place) -> None:
 def test_attack_a_connection_that_says_nothing_keeps_nobody_waiting(place: Place) -> None:
     with place.serve(token=True) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10):
         assert fetch(server, place.client(), TOKEN)[0] == 200
+
+
+def test_attack_hundreds_of_silent_connections_take_a_bounded_number_of_threads(place: Place) -> None:
+    before = threading.active_count()
+    with ExitStack() as lines, place.serve(token=True) as server:
+        silent = [
+            lines.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5)) for _ in range(120)
+        ]
+        assert fetch(server, place.client(), TOKEN)[0] == 200
+        assert silent[0].recv(1) == b""  # the oldest gave way, before its own patience ended
+        for line in silent[:80]:
+            assert line.recv(1) == b""
+        assert threading.active_count() - before <= 40
+
+
+def test_attack_a_byte_now_and_then_keeps_no_connection_for_ever(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exposition, "_LONGEST_SECONDS", 0.0)
+    with (
+        MetricsServer(CoordinatorMetrics(CollectorRegistry()), "127.0.0.1", 0) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as line,
+    ):
+        line.sendall(b"G")
+        with suppress(ConnectionResetError):
+            assert line.recv(1) == b""
 
 
 def test_attack_a_stranger_s_bytes_end_its_own_connection_only(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
