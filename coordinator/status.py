@@ -84,8 +84,10 @@ def institutions_of(run: Run) -> list[pb.InstitutionStatus]:
     found = []
     for name in run.plan.roster:
         status, reason = _standing(run, name)
+        held, whole = run.plan.combinations(name), run.plan.combination(name)
+        several = held if len(held) > 1 else ()
         found.append(
-            pb.InstitutionStatus(name=name, combination=run.plan.combination(name), status=status, reason=reason)
+            pb.InstitutionStatus(name=name, combination=whole, status=status, reason=reason, combinations=several)
         )
     return found
 

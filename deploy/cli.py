@@ -147,6 +147,7 @@ def run_status(run: RunName = "", coordinator: Address = "localhost:8443", ident
     """Lists all runs, and shows where one of them stands: its institutions, and subgroups where the plan counts any."""
     from deploy.history import History
     from deploy.log_lines import subgroup_lines
+    from deploy.status_words import combinations_words
 
     with connect(coordinator, identity) as link:
         for r in link.runs():
@@ -156,7 +157,7 @@ def run_status(run: RunName = "", coordinator: Address = "localhost:8443", ident
             status = link.status(find_run(link, run))
             typer.echo(f"\n{status.summary.name}: phase {status.phase or '-'}, attempt {status.attempt}")
             for i in status.institutions:
-                typer.echo(f"  {i.name:20} {i.combination:24} {i.status}{'  ' + i.reason if i.reason else ''}")
+                typer.echo(f"  {i.name:20} {combinations_words(i):24} {i.status}{'  ' + i.reason if i.reason else ''}")
             for line in subgroup_lines(History().take(status)):
                 typer.echo(line)
 
@@ -226,9 +227,11 @@ def run_stop(
 @user_errors()
 def nodes(run: RunName = "", coordinator: Address = "localhost:8443", identity: Folder = Path("operator")) -> None:
     """Lists the institutions of a run and how each stands."""
+    from deploy.status_words import combinations_words
+
     with connect(coordinator, identity) as link:
         for i in link.institutions(find_run(link, run)):
-            typer.echo(f"{i.name:20} {i.combination:24} {i.status}{'  ' + i.reason if i.reason else ''}")
+            typer.echo(f"{i.name:20} {combinations_words(i):24} {i.status}{'  ' + i.reason if i.reason else ''}")
 
 
 @app.command("export")

@@ -187,7 +187,8 @@ def write_results(
         summary=summary.model_dump(mode="json"),
         records=trained.records,
         institutions=[
-            Institution(i.name, trained.plan.combination(i.name), cohorts[i.name]) for i in trained.plan.institutions
+            Institution(i.name, trained.plan.combination(i.name), cohorts[i.name], trained.plan.combinations(i.name))
+            for i in trained.plan.institutions
         ],
         protection=Protection.of(trained.plan),
         classes=trained.plan.class_names,

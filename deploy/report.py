@@ -48,7 +48,15 @@ class Institution:
 
     name: str
     combination: str
+    """All of its modalities."""
     cohort: str
+    combinations: tuple[str, ...] = ()
+    """That its patients come in; empty: all have all of its modalities."""
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The combinations that its patients come in."""
+        return self.combinations or (self.combination,)
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ def _cohort_matrices(given: ReportInput, titled: Callable[[str], str]) -> list[s
 
 
 def _facts(given: ReportInput, summary: Summary) -> list[tuple[str, str, str]]:
-    combinations = len({i.combination for i in given.institutions})
+    combinations = len({c for i in given.institutions for c in i.held})
     return [
         ("Institutions", f"{summary.institutions}", f"in {combinations} combinations of modalities"),
         ("Rounds", f"{summary.rounds}", f"{summary.dropouts} dropouts" if summary.dropouts != 1 else "1 dropout"),
@@ -276,7 +284,7 @@ def render_report(given: ReportInput) -> str:
         learning=svg(plots.learning(titled, records, given.test_curve)),
         loss_plots=svg(plots.losses(titled, records)),
         blending_plots=svg(
-            plots.blending_figures(titled, records, {i.combination for i in given.institutions}, given.blending)
+            plots.blending_figures(titled, records, {c for i in given.institutions for c in i.held}, given.blending)
         ),
         subgroups=subgroup_table(records),
         matrices=svg(_cohort_matrices(given, titled)),

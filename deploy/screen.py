@@ -26,7 +26,17 @@ from deploy.figures import (
     weights,
 )
 from deploy.history import History
-from deploy.status_words import ENDED, METRICS, chosen_words, clock, number, phase_words, plain
+from deploy.status_words import (
+    ENDED,
+    METRICS,
+    chosen_words,
+    clock,
+    combinations_of,
+    combinations_words,
+    number,
+    phase_words,
+    plain,
+)
 
 WIDE: Final = 124
 """Columns from which the tables stand side by side."""
@@ -126,7 +136,7 @@ class _Screen:
         table.add_column("modalities", style="dim", overflow="fold", ratio=1)
         table.add_column("status", no_wrap=True)
         for one in self.status.institutions:
-            table.add_row(plain(one.name, 63), plain(one.combination, 80), _mark(one, ascii_only))
+            table.add_row(plain(one.name, 63), combinations_words(one), _mark(one, ascii_only))
         return table
 
     def _people_in_short(self, ascii_only: bool) -> RenderableType:
@@ -171,7 +181,9 @@ class _Screen:
         last = next((r for r in reversed(records) if r.get("blending")), None)
         if last is None:
             return Padding(Text("No round has opened its losses yet.", "dim"), (0, 2))
-        combinations = blended_combinations(records, [one.combination for one in self.status.institutions])
+        combinations = blended_combinations(
+            records, [c for one in self.status.institutions for c in combinations_of(one)]
+        )
         found = weights(records, combinations[0], self.history.settings) if combinations else {}
         table = _table()
         table.caption = _caption(last, combinations)

@@ -35,6 +35,16 @@ def plain(words: str, limit: int = 160) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
+def combinations_of(institution: pb.InstitutionStatus) -> tuple[str, ...]:
+    """The combinations that an institution's patients come in: all of its modalities, or what the plan lists."""
+    return tuple(institution.combinations) or (institution.combination,)
+
+
+def combinations_words(institution: pb.InstitutionStatus) -> str:
+    """The same in words, `mrna, mrna+image`, fit for a terminal."""
+    return plain(", ".join(combinations_of(institution)), 200)
+
+
 def clock(seconds: float) -> str:
     """1:05, or 2:03:04."""
     whole = max(0, int(seconds))

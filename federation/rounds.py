@@ -290,19 +290,9 @@ class Cohorts:
             Part(name, how[name].bits, sent[name] + how[name].weight_words, members) for name, members in due.items()
         )
         classes, bins = len(self.plan.label.classes), self.plan.evaluation.bins
-        # All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.
-        kind, made = self.plan.proximity.kind, self.ownership
-        weight = "" if kind == "cosine" else "proximity"
+        quantity = self._losses_quantity
         parts = [
-            Part(
-                f"losses/{s}",
-                64,
-                statistics.LOSSES_LENGTH,
-                members,
-                weight,
-                # By patients, where p_i is one piece of it for each combination that has the subset.
-                pieces=_several(made.pieces(names.classifier(s), members)) if kind == "size" else frozenset(),
-            )
+            Part(f"losses/{s}", 64, statistics.LOSSES_LENGTH, members, quantity, pieces=self._loss_pieces(s, members))
             for s, members in self.evaluators(setup).items()
             if self.moves(s, round_)
         ]
@@ -353,6 +343,24 @@ class Cohorts:
                 words = subgroups.length(self.plan, each)
                 name, pieces = f"{subgroups.PREFIX}{each.name}", _several(whose)
                 yield Part(name, 64, words, members, "metrics", together=exact, pieces=pieces)
+
+    @property
+    def _losses_quantity(self) -> str:
+        """All but `cosine` give an institution one p_i for all of its subsets: then Σp over several is one quantity.
+
+        With several combinations the losses are in any case. A coordinator that chooses the model may choose one whose
+        classifiers say the same of a patient by its mRNA, images or not, and a δ_G of zeros, so that all have p_i =
+        floor: Σ over those with mRNA less Σ over those with both is then of those few who have patients without images.
+        """
+        several = any(len(held) > 1 for held in self.ownership.combinations.values())
+        return "losses" if several or self.plan.proximity.kind != "cosine" else ""
+
+    def _loss_pieces(self, subset: str, members: Iterable[str]) -> frozenset[str]:
+        """Whose patients the losses of a subset are of, as `Part.pieces`; none with `inner`, which gives an institution
+        one p_i for all of its subsets: Σp is of whole institutions, and tells more than the losses of its pieces."""
+        if self.plan.proximity.kind == "inner":
+            return frozenset()
+        return _several(self.ownership.pieces(names.classifier(subset), members))
 
     def row_pieces(self, row: str | None, members: Iterable[str]) -> frozenset[str]:
         """Whose patients a row of the metrics counts, as `Layout.pieces`; None: whoever validates there, as subgroups

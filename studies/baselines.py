@@ -35,6 +35,7 @@ from institution_node.schedule import learning_rate
 from institution_node.trainer import Evaluation
 from institution_node.training import LocalTrainer
 from security.privacy.randomness import Randomness, SeededRandomness
+from studies.federation import StudyError
 from studies.methods import changed
 from studies.pooled_training import Group, PooledTrainer
 from studies.scoring import Probabilities, TestPatients, class_index, stacked
@@ -70,6 +71,24 @@ class Patients:
 def run_randomness(plan: Plan, seed: int, name: str) -> SeededRandomness:
     """What `LocalRun` makes of a seeded institution's randomness."""
     return institution_randomness(seed, name).child(f"run/{plan.run}")
+
+
+def check_comparable(plan: Plan) -> None:
+    """Passes a plan in which every patient has all modalities of its institution: of others, `alone` and `pooled` are
+    not made.
+
+    Raises:
+        StudyError: an institution's patients come in several combinations.
+    """
+    several = [name for name, held in plan.by_institution.items() if len(held) > 1]
+    if several:
+        raise StudyError(
+            f"alone and pooled are of complete patients, and those of {', '.join(several)} come in several "
+            "combinations.",
+            remedy="Leave these baselines out of the study, or make them of the complete patients "
+            "(studies.hidden.complete_only).",
+            place="institutions",
+        )
 
 
 def patients_of(
@@ -111,7 +130,12 @@ def alone(plan: Plan, federation: Federation, seed: int, test: TestPatients) -> 
 
 
 def alone_at(name: str, plan: Plan, federation: Federation, seed: int, test: TestPatients) -> Probabilities:
-    """One institution by itself, on its own modalities: its exported model's predictions of the test patients."""
+    """One institution by itself, on its own modalities: its exported model's predictions of the test patients.
+
+    Raises:
+        StudyError: patients come in several combinations.
+    """
+    check_comparable(plan)
     patients = patients_of(plan, federation, seed, [name])[name]
     entry = plan.institution(name)
     held = names.modalities_of(plan.combination(name))
@@ -146,7 +170,11 @@ def pooled(plan: Plan, federation: Federation, seed: int) -> Model:
 
     Returns:
         The exported model; its `mrna+image+clinical` classifier is what is scored.
+
+    Raises:
+        StudyError: patients come in several combinations.
     """
+    check_comparable(plan)
     patients = patients_of(plan, federation, seed)
     # What is too rare for a federation's categories is known here: whoever holds all tables needs no floor per table.
     floors = FeatureFloors(min_institutions=1, min_patients=plan.features.min_patients, rare_category=0)

@@ -96,6 +96,16 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     assert "x gone" in text
 
 
+def test_an_institution_whose_patients_come_in_several_combinations_shows_them() -> None:
+    shown = status()
+    shown.institutions[2].combinations.extend(["mrna", "mrna+image"])
+    for width in (200, 110):
+        assert "mrna, mrna+image" in drawn(shown, width, 60)
+    assert "weights at mrna+image+clinical" in drawn(shown, 200, 60)
+    shown.institutions[2].combinations.append(NASTY)
+    assert not set(drawn(shown, 200, 60)) & {"\x1b", "\x07", "\r", "\u202e"}
+
+
 NASTY = "\x1b[2J\x1b]0;owned\x07[red]\r\n\u202egone"
 
 

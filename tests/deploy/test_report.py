@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,17 @@ def test_text_from_outside_is_escaped() -> None:
     Page(text)
     for svg in plots(text):
         ElementTree.fromstring(svg)
+
+
+def test_the_roster_says_who_has_patients_of_several_combinations() -> None:
+    rows = report_input().institutions
+    text = Page(render_report(report_input())).text
+    assert "patients have" not in text
+    full = next(i for i in rows if i.combination == "mrna+image+clinical")
+    several = replace(full, combinations=("mrna", "mrna+image", full.combination))
+    text = Page(render_report(report_input(institutions=[several]))).text
+    assert f"{several.name} (patients have mrna, mrna+image, mrna+image+clinical)" in text
+    assert "in 3 combinations of modalities" in text
 
 
 def test_the_table_marks_the_highest_mean_whoever_has_it() -> None:

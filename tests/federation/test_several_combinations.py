@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from consilium.v1 import service_pb2
 
+from coordinator.status import institutions_of
 from federation.names import modalities_of
 from federation.plan import Plan, Subgroup, Subgroups
 from federation.plan_subgroups import cohort_problems
@@ -206,3 +207,9 @@ def test_subgroups_of_everybody_beside_rows_without_the_rare_are_refused() -> No
     rare = with_combinations(alone, dict.fromkeys(roster[:3], (*LATTICE[:-2], FULL)) | {roster[3]: LATTICE})
     told = [p for p in cohort_problems(rare) if "would tell of fewer than 3" in p.message]
     assert told, "image+clinical is listed by one institution, and so in no row"
+
+
+def test_the_status_tells_the_combinations_that_the_plan_lists() -> None:
+    shown = institutions_of(ran().run)
+    assert [tuple(i.combinations) for i in shown] == [LATTICE] * 4 + [()] * 3  # nothing where there is one
+    assert [i.combination for i in shown] == [FULL] * 4 + ["mrna"] * 3

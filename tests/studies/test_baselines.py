@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
+import pytest
 
 from federation.evaluation import scores_exact
 from federation.features import FeatureSchema, NumericInput
@@ -14,10 +16,12 @@ from institution_node.local_run import LocalRun
 from institution_node.training import LocalTrainer
 from security.privacy.randomness import SeededRandomness
 from studies.baselines import alone, cohort_only, constant, patients_of, pooled, schema_of
+from studies.federation import StudyError
 from studies.methods import changed
 from studies.pooled_training import Group, PooledTrainer
 from studies.scoring import ALL, TestPatients, mean_scores, stacked
 from studies.simulate import StudyMemory, institution_data, institution_randomness, simulate
+from tests.plans import with_combinations
 from tests.studies.small_study import small_plan, study
 
 LONGER = {"rounds": 6, "local_steps": 10}
@@ -149,6 +153,18 @@ def test_baselines_repeat_themselves() -> None:
     for name, probabilities in first.items():
         np.testing.assert_array_equal(probabilities, second[name])
     assert (test.predict(pooled(plan, federation, 2)) != test.predict(pooled(plan, federation, 1))).any()
+
+
+@pytest.mark.parametrize("baseline", [alone, pooled])
+def test_patients_of_several_combinations_are_refused_with_a_remedy(baseline: Callable[..., object]) -> None:
+    federation = study()
+    plan = small_plan()
+    name = next(i.name for i in plan.institutions if len(i.modalities) > 1)
+    listed = with_combinations(plan, {name: ("mrna", plan.combination(name))})
+    arguments = [listed, federation, 1, TestPatients.of(federation, plan)]
+    with pytest.raises(StudyError, match=f"those of {name} come in several") as error:
+        baseline(*arguments[: len(signature(baseline).parameters)])
+    assert "complete_only" in error.value.remedy
 
 
 def test_constants_are_the_training_patients_frequencies() -> None:

@@ -1008,11 +1008,16 @@ class InstitutionStatus(_message.Message):
     COMBINATION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    COMBINATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     combination: _builtins.str
     status: _builtins.str
     """"invited", "enrolled", "refused", "in", "late", "gone" or "sits out"."""
     reason: _builtins.str
+    @_builtins.property
+    def combinations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The combinations that its patients come in, where the plan lists several; otherwise empty."""
+
     def __init__(
         self,
         *,
@@ -1020,10 +1025,11 @@ class InstitutionStatus(_message.Message):
         combination: _builtins.str = ...,
         status: _builtins.str = ...,
         reason: _builtins.str = ...,
+        combinations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "name", b"name", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["combination", b"combination", "combinations", b"combinations", "name", b"name", "reason", b"reason", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
