@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from federation.plan import Plan, Subgroup, Subgroups
 from federation.plan_subgroups import cohort_problems
 from federation.statistics import count_encoding, decode
 from institution_node.data import InstitutionData
+from tests.coordinator.following import place
 from tests.federation.plaintext_rounds import check_model
 from tests.plans import with_combinations
 from tests.small_federation import SmallFederation, finished, small_plan
@@ -213,3 +215,40 @@ def test_the_status_tells_the_combinations_that_the_plan_lists() -> None:
     shown = institutions_of(ran().run)
     assert [tuple(i.combinations) for i in shown] == [LATTICE] * 4 + [()] * 3  # nothing where there is one
     assert [i.combination for i in shown] == [FULL] * 4 + ["mrna"] * 3
+
+
+# -- restarts ---------------------------------------------------------------------------------------------------------
+
+RESTARTS = [(0, "weights", "sign_list"), (1, "updates", "contribute"), (1, "statistics", "open_shares")]
+
+
+@pytest.mark.parametrize("at", RESTARTS, ids=lambda at: "-".join(map(str, at)))
+def test_a_killed_node_keeps_the_numbers_that_it_drew_for_each_combination(
+    at: tuple[int, str, str], tmp_path: Path
+) -> None:
+    """Drawn a second time, two draws of the same patients would average the noise out, and α would not add up."""
+    plan = lacking(training={"count_noise": 8.0})
+    federation = SmallFederation(plan, folder=tmp_path)
+    federation.enrol()
+    name = plan.roster[0]
+    before: list[dict[str, int]] = []
+
+    def acts(who: str, directive: service_pb2.Directive) -> bool:
+        if who == name and not before and place(federation, directive) == at:
+            before.append(dict(federation.memory(name).noised_by_combination))
+            federation.start(name)
+            return False
+        return True
+
+    assert federation.run_to_end(acts) == "finished"
+    assert set(before[0]) == set(LATTICE)
+    memory = federation.memory(name)
+    assert dict(memory.noised_by_combination) == before[0]
+    assert memory.noised_patients == sum(before[0].values())
+    check_model(federation, 2)
+    alphas = federation.recorded[name][2, "updates"].alphas
+    setup = federation.run.state.setup
+    for component, alpha in alphas.items():
+        own = sum(before[0][c] for c in federation.run.cohorts.ownership.trained_by(name, component))
+        cohort = federation.run.cohorts.name_of(component, federation.run.cohorts.shared[component].owners)
+        assert alpha == min(1.0, own / setup.patients[cohort])
